@@ -1,0 +1,255 @@
+"""Statements about memories: their rows, categories, times and content hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Row, func, insert, select, text, update
+
+from memstore.catalog.schema import category, deletion, memory
+from memstore.types import Memory
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
+
+COLUMNS = (
+    memory.c.id,
+    memory.c.text,
+    category.c.name.label("category"),
+    memory.c.key,
+    memory.c.metadata,
+    memory.c.occurred_at,
+    memory.c.created_at,
+    memory.c.updated_at,
+)
+#: Blobs cannot travel as JSON; older SQLite allows 999 parameters a statement.
+PARAMETERS = 900
+JOINED = memory.outerjoin(category, memory.c.category_id == category.c.id)
+
+
+@dataclass(frozen=True)
+class NewMemory:
+    """A checked row on its way in. Times are microseconds since 1970, UTC."""
+
+    text: str
+    category: str | None
+    key: str | None
+    metadata: str
+    occurred_at: int | None
+
+    @property
+    def content_hash(self) -> bytes:
+        """SHA-256 of the text."""
+        return content_hash(self.text)
+
+
+def content_hash(narrative: str) -> bytes:
+    """Return the SHA-256 of a narrative, by which the same text is recognised."""
+    return hashlib.sha256(narrative.encode("utf-8")).digest()
+
+
+def to_microseconds(moment: datetime) -> int:
+    """Return microseconds since 1970; a time without a zone is taken as UTC."""
+    aware = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+    return (aware - EPOCH) // MICROSECOND
+
+
+def from_microseconds(value: int) -> datetime:
+    """Return the UTC time of a stored number."""
+    return EPOCH + value * MICROSECOND
+
+
+def to_memory(row: Row[Any]) -> Memory:
+    """Return the memory of a row of ``COLUMNS``."""
+    return Memory(
+        id=row.id,
+        text=row.text,
+        category=row.category,
+        key=row.key,
+        metadata=json.loads(row.metadata),
+        occurred_at=None if row.occurred_at is None else from_microseconds(row.occurred_at),
+        created_at=from_microseconds(row.created_at),
+        updated_at=from_microseconds(row.updated_at),
+    )
+
+
+def category_id(connection: Connection, name: str | None) -> int | None:
+    """Return the id of a category, made if it is new."""
+    if name is None:
+        return None
+    found = connection.execute(select(category.c.id).where(category.c.name == name)).scalar()
+    if found is None:
+        found = connection.execute(
+            insert(category).values(name=name).returning(category.c.id)
+        ).scalar_one()
+    return int(found)
+
+
+def add(connection: Connection, rows: Sequence[NewMemory], change: int, now: int) -> list[int]:
+    """Insert rows and return their ids, which ascend in the order given and are never used again."""
+    categories = {name: category_id(connection, name) for name in {row.category for row in rows}}
+    # SQLite holds the write lock, so the ids after the highest ever used are ours to give.
+    last = connection.execute(
+        text("SELECT seq FROM sqlite_sequence WHERE name = 'memory'")
+    ).scalar()
+    first = (last or 0) + 1
+    connection.execute(
+        insert(memory),
+        [
+            {
+                "id": first + i,
+                "text": row.text,
+                "category_id": categories[row.category],
+                "key": row.key,
+                "metadata": row.metadata,
+                "occurred_at": row.occurred_at,
+                "created_at": now,
+                "updated_at": now,
+                "content_hash": row.content_hash,
+                "changed": change,
+            }
+            for i, row in enumerate(rows)
+        ],
+    )
+    return list(range(first, first + len(rows)))
+
+
+def change(
+    connection: Connection, memory_id: int, values: dict[str, Any], change: int, now: int
+) -> None:
+    """Set columns of one memory and mark it changed."""
+    if "text" in values:
+        values = {**values, "content_hash": content_hash(values["text"])}
+    connection.execute(
+        update(memory)
+        .where(memory.c.id == memory_id)
+        .values(**values, updated_at=now, changed=change)
+    )
+
+
+def remove(connection: Connection, ids: Sequence[int], change: int) -> int:
+    """Delete memories with all that hangs on them; returns how many there were.
+
+    Categories that nothing uses any more go too.
+    """
+    listed = {"ids": json.dumps(list(ids))}
+    connection.execute(
+        text(
+            "INSERT OR IGNORE INTO deletion (memory_id, changed) "
+            "SELECT id, :change FROM memory WHERE id IN (SELECT value FROM json_each(:ids))"
+        ),
+        {**listed, "change": change},
+    )
+    removed = connection.execute(
+        text("DELETE FROM memory WHERE id IN (SELECT value FROM json_each(:ids))"), listed
+    ).rowcount
+    connection.execute(
+        text(
+            "DELETE FROM category WHERE NOT EXISTS "
+            "(SELECT 1 FROM memory WHERE category_id = category.id)"
+        )
+    )
+    return removed
+
+
+def by_ids(connection: Connection, ids: Iterable[int]) -> dict[int, Memory]:
+    """Return the memories with these ids; missing ones are left out."""
+    wanted = func.json_each(json.dumps(list(ids))).table_valued("value")
+    rows = connection.execute(
+        select(*COLUMNS).select_from(JOINED).where(memory.c.id.in_(select(wanted.c.value)))
+    )
+    return {row.id: to_memory(row) for row in rows}
+
+
+def id_of_key(connection: Connection, key: str) -> int | None:
+    """Return the id of the memory with this key."""
+    return connection.execute(select(memory.c.id).where(memory.c.key == key)).scalar()
+
+
+def ids_of_keys(connection: Connection, keys: Iterable[str]) -> dict[str, int]:
+    """Return ``{key: id}`` of the keys that exist."""
+    wanted = func.json_each(json.dumps(list(keys))).table_valued("value")
+    rows = connection.execute(
+        select(memory.c.key, memory.c.id).where(memory.c.key.in_(select(wanted.c.value)))
+    )
+    return {row.key: row.id for row in rows}
+
+
+def ids_of_hashes(connection: Connection, hashes: Sequence[bytes]) -> dict[bytes, int]:
+    """Return ``{content hash: lowest id}`` of the texts that exist."""
+    found: dict[bytes, int] = {}
+    for start in range(0, len(hashes), PARAMETERS):
+        query = (
+            select(memory.c.content_hash, func.min(memory.c.id))
+            .where(memory.c.content_hash.in_(hashes[start : start + PARAMETERS]))
+            .group_by(memory.c.content_hash)
+        )
+        found.update((row[0], row[1]) for row in connection.execute(query))
+    return found
+
+
+def count(connection: Connection, where: ColumnElement[bool] | None = None) -> int:
+    """Return how many memories pass ``where``."""
+    query = select(func.count()).select_from(memory)
+    if where is not None:
+        query = select(func.count()).select_from(JOINED).where(where)
+    return connection.execute(query).scalar_one()
+
+
+def ids(connection: Connection, where: ColumnElement[bool]) -> list[int]:
+    """Return the ids of the memories that pass ``where``, ascending."""
+    query = select(memory.c.id).select_from(JOINED).where(where).order_by(memory.c.id)
+    return list(connection.execute(query).scalars())
+
+
+def page(
+    connection: Connection, after: int, size: int, where: ColumnElement[bool] | None
+) -> list[Memory]:
+    """Return up to ``size`` memories with ids above ``after``, ascending."""
+    query = select(*COLUMNS).select_from(JOINED).where(memory.c.id > after)
+    if where is not None:
+        query = query.where(where)
+    rows = connection.execute(query.order_by(memory.c.id).limit(size))
+    return [to_memory(row) for row in rows]
+
+
+def times(connection: Connection, ids: Iterable[int]) -> dict[int, int]:
+    """Return ``{id: occurred_at, or created_at where nobody said}`` in microseconds."""
+    wanted = func.json_each(json.dumps(list(ids))).table_valued("value")
+    moment = func.coalesce(memory.c.occurred_at, memory.c.created_at)
+    rows = connection.execute(
+        select(memory.c.id, moment).where(memory.c.id.in_(select(wanted.c.value)))
+    )
+    return {row[0]: row[1] for row in rows}
+
+
+def categories(connection: Connection) -> dict[str, int]:
+    """Return ``{category: memories}``, most first, then by name."""
+    total = func.count(memory.c.id)
+    rows = connection.execute(
+        select(category.c.name, total)
+        .join(memory, memory.c.category_id == category.c.id)
+        .group_by(category.c.id)
+        .order_by(total.desc(), category.c.name)
+    )
+    return {row[0]: row[1] for row in rows}
+
+
+def category_of_ids(connection: Connection) -> Iterator[tuple[int, str]]:
+    """Yield (memory id, category) of every memory that has one."""
+    query = select(memory.c.id, category.c.name).join(
+        category, memory.c.category_id == category.c.id
+    )
+    for row in connection.execute(query):
+        yield row[0], row[1]
+
+
+def forget_deletions(connection: Connection, change: int) -> None:
+    """Clear the log of deletions; an index older than ``change`` must then be rebuilt."""
+    connection.execute(deletion.delete())
+    connection.execute(text("UPDATE store SET log_floor = :change"), {"change": change})

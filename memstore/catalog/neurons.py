@@ -1,0 +1,183 @@
+"""Statements about encoders and neurons: which encoder a store has, what its neurons are called."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, insert, select, text, update
+from sqlalchemy.dialects.sqlite import insert as upsert
+
+from memstore.catalog.schema import encoder, neuron, store
+from memstore.errors import StoreNotFound
+from memstore.types import Float64, Int64
+
+
+@dataclass(frozen=True)
+class EncoderRecord:
+    """The encoder of a store as the catalog knows it.
+
+    ``config`` holds what is needed to load it again: kinds and locations of embedder and SAE.
+    """
+
+    id: int
+    fingerprint: str
+    name: str
+    dimension: int
+    neurons: int
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class StoreState:
+    """The one row of table ``store``.
+
+    ``change`` counts write transactions. ``log_floor`` is the change up to which the log of
+    deletions was cleared: an index older than it cannot be brought up to date.
+    """
+
+    store_id: str
+    change: int
+    log_floor: int
+    encoder_id: int | None
+
+
+def state(connection: Connection) -> StoreState:
+    """Return the store's identity, change number and encoder."""
+    row = connection.execute(
+        select(store.c.store_id, store.c.change, store.c.log_floor, store.c.encoder_id)
+    ).one()
+    return StoreState(*row)
+
+
+def active_encoder(connection: Connection) -> EncoderRecord | None:
+    """Return the encoder whose traces are served, None for a store that never had one."""
+    row = connection.execute(
+        select(encoder).join(store, store.c.encoder_id == encoder.c.id)
+    ).one_or_none()
+    if row is None:
+        return None
+    return EncoderRecord(
+        row.id, row.fingerprint, row.name, row.dimension, row.neurons, json.loads(row.config)
+    )
+
+
+def require_encoder(connection: Connection) -> EncoderRecord:
+    """Return the store's encoder. Raises ``StoreNotFound`` where setting up was cut short."""
+    record = active_encoder(connection)
+    if record is None:
+        raise StoreNotFound('this store was never set up to the end: open it with mode="rw" once')
+    return record
+
+
+def register_encoder(connection: Connection, record: EncoderRecord) -> int:
+    """Write an encoder down, make it the store's own and return its id."""
+    encoder_id = connection.execute(
+        insert(encoder)
+        .values(
+            fingerprint=record.fingerprint,
+            name=record.name,
+            dimension=record.dimension,
+            neurons=record.neurons,
+            config=json.dumps(record.config),
+            created_at=time.time_ns() // 1000,
+        )
+        .returning(encoder.c.id)
+    ).scalar_one()
+    connection.execute(update(store).values(encoder_id=encoder_id))
+    return int(encoder_id)
+
+
+def label(connection: Connection, encoder_id: int, number: int) -> tuple[str | None, float | None]:
+    """Return (label, grade) of a neuron."""
+    row = connection.execute(
+        select(neuron.c.label, neuron.c.grade).where(
+            neuron.c.encoder_id == encoder_id, neuron.c.neuron == number
+        )
+    ).one_or_none()
+    return (None, None) if row is None else (row.label, row.grade)
+
+
+def labels(connection: Connection, encoder_id: int, numbers: Sequence[int]) -> dict[int, str]:
+    """Return ``{neuron: label}`` of those that have one."""
+    rows = connection.execute(
+        select(neuron.c.neuron, neuron.c.label).where(
+            neuron.c.encoder_id == encoder_id,
+            neuron.c.label.is_not(None),
+            neuron.c.neuron.in_(numbers),
+        )
+    )
+    return {row[0]: row[1] for row in rows}
+
+
+def number_of_label(connection: Connection, encoder_id: int, name: str) -> int | None:
+    """Return the neuron with this label."""
+    return connection.execute(
+        select(neuron.c.neuron).where(neuron.c.encoder_id == encoder_id, neuron.c.label == name)
+    ).scalar()
+
+
+def all_labels(connection: Connection, encoder_id: int) -> list[str]:
+    """Return every label given so far, by name."""
+    query = select(neuron.c.label).where(
+        neuron.c.encoder_id == encoder_id, neuron.c.label.is_not(None)
+    )
+    return list(connection.execute(query.order_by(neuron.c.label)).scalars())
+
+
+def set_label(
+    connection: Connection, encoder_id: int, number: int, name: str | None, grade: float | None
+) -> None:
+    """Name a neuron, or take its name away with None."""
+    values = {"label": name, "grade": grade, "method": None if name is None else "given"}
+    connection.execute(
+        upsert(neuron)
+        .values(encoder_id=encoder_id, neuron=number, **values)
+        .on_conflict_do_update(index_elements=["encoder_id", "neuron"], set_=values)
+    )
+
+
+def set_statistics(
+    connection: Connection, encoder_id: int, fires: Int64, means: Float64, maxima: Float64
+) -> None:
+    """Write fire counts, means and maxima, one a neuron, for people who read the tables."""
+    statement = upsert(neuron)
+    connection.execute(
+        statement.on_conflict_do_update(
+            index_elements=["encoder_id", "neuron"],
+            set_={name: statement.excluded[name] for name in ("fires", "mean", "maximum")},
+        ),
+        [
+            {"encoder_id": encoder_id, "neuron": i, "fires": f, "mean": m, "maximum": x}
+            for i, (f, m, x) in enumerate(
+                zip(fires.tolist(), means.tolist(), maxima.tolist(), strict=True)
+            )
+        ],
+    )
+
+
+def integrity(connection: Connection) -> list[str]:
+    """Return what SQLite and the foreign keys complain of; empty is well."""
+    found = [row[0] for row in connection.execute(text("PRAGMA integrity_check(20)"))]
+    problems = [] if found == ["ok"] else [f"SQLite: {line}" for line in found]
+    for row in connection.execute(text("PRAGMA foreign_key_check")):
+        problems.append(f"row {row[1]} of {row[0]} refers to a missing row of {row[2]}")
+    return problems
+
+
+def orphans(connection: Connection) -> list[str]:
+    """Return memories without vector or trace under the store's encoder, as complaints."""
+    problems = []
+    for name in ("vector", "trace"):
+        missing = connection.execute(
+            text(
+                f"SELECT count(*) FROM memory WHERE NOT EXISTS (SELECT 1 FROM {name} "
+                "WHERE memory_id = memory.id AND encoder_id = (SELECT encoder_id FROM store))"
+            )
+        ).scalar_one()
+        if missing:
+            problems.append(f"{missing} memories have no {name}")
+    return problems

@@ -1,0 +1,101 @@
+"""The tables as SQLAlchemy sees them, for queries only.
+
+The migrations create the store; nothing is ever created from here. A test compares the two.
+"""
+
+from sqlalchemy import (
+    Column,
+    Float,
+    ForeignKey,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+)
+
+metadata = MetaData()
+
+encoder = Table(
+    "encoder",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("fingerprint", String, nullable=False, unique=True),
+    Column("name", String, nullable=False),
+    Column("dimension", Integer, nullable=False),
+    Column("neurons", Integer, nullable=False),
+    Column("config", String, nullable=False),
+    Column("created_at", Integer, nullable=False),
+)
+
+store = Table(
+    "store",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("store_id", String, nullable=False),
+    Column("change", Integer, nullable=False),
+    Column("log_floor", Integer, nullable=False),
+    Column("encoder_id", Integer, ForeignKey("encoder.id")),
+    Column("created_at", Integer, nullable=False),
+)
+
+category = Table(
+    "category",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", String, nullable=False, unique=True),
+)
+
+#: Times are microseconds since 1970, UTC: exact, and in order as numbers.
+memory = Table(
+    "memory",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("text", String, nullable=False),
+    Column("category_id", Integer, ForeignKey("category.id")),
+    Column("key", String, unique=True),
+    Column("metadata", String, nullable=False),
+    Column("occurred_at", Integer),
+    Column("created_at", Integer, nullable=False),
+    Column("updated_at", Integer, nullable=False),
+    Column("content_hash", LargeBinary, nullable=False),
+    Column("changed", Integer, nullable=False),
+)
+
+vector = Table(
+    "vector",
+    metadata,
+    Column("memory_id", Integer, ForeignKey("memory.id"), primary_key=True),
+    Column("encoder_id", Integer, ForeignKey("encoder.id"), primary_key=True),
+    Column("vector", LargeBinary, nullable=False),
+)
+
+trace = Table(
+    "trace",
+    metadata,
+    Column("memory_id", Integer, ForeignKey("memory.id"), primary_key=True),
+    Column("encoder_id", Integer, ForeignKey("encoder.id"), primary_key=True),
+    Column("neurons", LargeBinary, nullable=False),
+    Column("activations", LargeBinary, nullable=False),
+)
+
+neuron = Table(
+    "neuron",
+    metadata,
+    Column("encoder_id", Integer, ForeignKey("encoder.id"), primary_key=True),
+    Column("neuron", Integer, primary_key=True),
+    Column("label", String),
+    Column("grade", Float),
+    Column("method", String),
+    Column("fires", Integer),
+    Column("mean", Float),
+    Column("maximum", Float),
+)
+
+#: Ids that went away and when, so that another process's index can follow.
+deletion = Table(
+    "deletion",
+    metadata,
+    Column("memory_id", Integer, primary_key=True),
+    Column("changed", Integer, nullable=False),
+)

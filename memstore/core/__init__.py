@@ -1,0 +1,1 @@
+"""Pure numpy: vectors, traces, expressions, ranking. No files, SQL, network or torch."""

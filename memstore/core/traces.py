@@ -1,0 +1,135 @@
+"""Traces: their packed form, their assembly into CSR arrays, cosine and IDF.
+
+What is stored is what scores: activations are float16 on disk, every sum runs in float64 over
+those stored values, in ascending order of neurons.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memstore.types import Float64, Int64, Trace, Traces
+
+#: The largest finite float16; an SAE that goes beyond is clipped rather than stored as infinity.
+MAX_ACTIVATION = 65504.0
+
+
+def neuron_dtype(width: int) -> np.dtype[np.unsignedinteger]:
+    """Return the stored type of neuron ids: uint16 while it is wide enough."""
+    return np.dtype("<u2") if width <= 1 << 16 else np.dtype("<u4")
+
+
+def from_dense(activations: NDArray[np.floating], ids: Int64 | None = None) -> Traces:
+    """Return the traces of an (n, width) matrix: values that are > 0 once rounded to float16."""
+    rounded = np.minimum(activations, MAX_ACTIVATION).astype(np.float16)
+    rows, neurons = np.nonzero(rounded > 0)
+    count, width = activations.shape
+    return Traces(
+        ids=np.arange(count, dtype=np.int64) if ids is None else ids,
+        indptr=np.searchsorted(rows, np.arange(count + 1)).astype(np.int64),
+        neurons=neurons.astype(neuron_dtype(width)),
+        activations=rounded[rows, neurons],
+        width=width,
+    )
+
+
+def empty(width: int) -> Traces:
+    """Return no traces."""
+    return from_dense(np.zeros((0, width)))
+
+
+def pack(traces: Traces) -> list[tuple[bytes, bytes]]:
+    """Return (neurons, activations) blobs, one pair a row, little-endian."""
+    neurons = traces.neurons.astype(neuron_dtype(traces.width), copy=False)
+    activations = traces.activations.astype("<f2", copy=False)
+    bounds = traces.indptr.tolist()
+    return [
+        (neurons[a:b].tobytes(), activations[a:b].tobytes())
+        for a, b in zip(bounds[:-1], bounds[1:], strict=True)
+    ]
+
+
+def unpack(rows: Sequence[tuple[int, bytes, bytes]], width: int) -> Traces:
+    """Return the traces of stored rows (memory id, neurons blob, activations blob)."""
+    dtype = neuron_dtype(width)
+    lengths = np.fromiter((len(row[1]) for row in rows), np.int64, len(rows)) // dtype.itemsize
+    indptr = np.zeros(len(rows) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=indptr[1:])
+    return Traces(
+        ids=np.fromiter((row[0] for row in rows), np.int64, len(rows)),
+        indptr=indptr,
+        neurons=np.frombuffer(b"".join(row[1] for row in rows), dtype=dtype),
+        activations=np.frombuffer(b"".join(row[2] for row in rows), dtype="<f2"),
+        width=width,
+    )
+
+
+def concatenate(parts: Sequence[Traces]) -> Traces:
+    """Return the rows of several traces of one width, one after another."""
+    offsets = np.cumsum([0, *(int(part.indptr[-1]) for part in parts)])
+    pointers = [part.indptr[:-1] + offset for part, offset in zip(parts, offsets, strict=False)]
+    return Traces(
+        ids=np.concatenate([part.ids for part in parts]),
+        indptr=np.concatenate([*pointers, offsets[-1:]]),
+        neurons=np.concatenate([part.neurons for part in parts]),
+        activations=np.concatenate([part.activations for part in parts]),
+        width=parts[0].width,
+    )
+
+
+def select(traces: Traces, rows: Int64) -> Traces:
+    """Return the given rows, in the order given."""
+    lengths = np.diff(traces.indptr)[rows]
+    indptr = np.zeros(len(rows) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=indptr[1:])
+    # Element e of the result lies at: start of its row in the source + offset within the row.
+    shift = np.repeat(traces.indptr[:-1][rows] - indptr[:-1], lengths)
+    source = np.arange(indptr[-1], dtype=np.int64) + shift
+    return Traces(
+        traces.ids[rows], indptr, traces.neurons[source], traces.activations[source], traces.width
+    )
+
+
+def idf(fires: Int64, memories: int) -> Float64:
+    """Return ln((1 + N) / (1 + df)) + 1 a neuron: the smoothed IDF of scikit-learn's TF-IDF.
+
+    It stays above zero for a neuron that fires everywhere, so no weight ever turns a match into a
+    mismatch.
+    """
+    return np.asarray(np.log((1 + memories) / (1 + fires)) + 1.0, dtype=np.float64)
+
+
+def cosine_parts(a: Trace, b: Trace, weights: Float64 | None = None) -> dict[int, float]:
+    """Return each shared neuron's share of the cosine of two traces; the shares sum to it.
+
+    With ``weights`` (one a neuron, e.g. IDF) both traces are multiplied by them first.
+    """
+    x, y = weigh(a, weights), weigh(b, weights)
+    norm = norm_of(x) * norm_of(y)
+    if norm == 0:
+        return {}
+    shared, left, right = np.intersect1d(
+        a.neurons, b.neurons, assume_unique=True, return_indices=True
+    )
+    products = (x[left] * y[right] / norm).tolist()
+    return dict(zip(shared.tolist(), products, strict=True))
+
+
+def weigh(trace: Trace, weights: Float64 | None) -> Float64:
+    """Return the activations, times the weights of their neurons where there are any."""
+    return trace.activations if weights is None else trace.activations * weights[trace.neurons]
+
+
+def norm_of(values: Float64) -> float:
+    """Return the L2 norm."""
+    return float(np.sqrt(np.sum(values * values)))
+
+
+def trace_of(terms: Iterable[tuple[int, float]]) -> Trace:
+    """Return a trace of (neuron, activation) pairs in any order."""
+    pairs = sorted(terms)
+    return Trace(
+        np.array([neuron for neuron, _ in pairs], dtype=np.int64),
+        np.array([value for _, value in pairs], dtype=np.float64),
+    )

@@ -1,0 +1,54 @@
+"""Vectors: checked and brought to unit length in one place, so that a cosine is a dot product."""
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from memstore.errors import InvalidVector
+from memstore.types import Float32
+
+
+def unit_vectors(values: ArrayLike, rows: int, dimension: int) -> Float32:
+    """Return ``values`` as (rows, dimension) float32 of unit L2 norm.
+
+    Raises ``InvalidVector`` for another shape, NaN or infinity, or a vector of length zero; the
+    message names the first bad row.
+    """
+    try:
+        matrix = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InvalidVector(
+            f"vectors must be a rectangular array of numbers: {error}; "
+            f"hand in shape ({rows}, {dimension})"
+        ) from error
+    if matrix.shape != (rows, dimension):
+        raise InvalidVector(
+            f"expected vectors of shape ({rows}, {dimension}), got {matrix.shape}: this store's "
+            f"encoder has {dimension} dimensions, one vector a text"
+        )
+    refuse_rows(~np.isfinite(matrix).all(axis=1), "has NaN or infinity: remove it")
+    # Scaled by the largest component first, so that huge or tiny vectors keep their direction.
+    largest = np.abs(matrix).max(axis=1, initial=0.0)
+    refuse_rows(largest == 0, "has length zero and no direction: remove it")
+    scaled = matrix / largest[:, None]
+    unit = scaled / np.linalg.norm(scaled, axis=1)[:, None]
+    return np.ascontiguousarray(unit, dtype=np.float32)
+
+
+def refuse_rows(bad: Iterable[bool], complaint: str) -> None:
+    """Raise ``InvalidVector`` naming the first row that is bad."""
+    for row, is_bad in enumerate(bad):
+        if is_bad:
+            raise InvalidVector(f"vector {row} {complaint}")
+
+
+def pack_vector(vector: Float32) -> bytes:
+    """Return the stored form: little-endian float32."""
+    return np.ascontiguousarray(vector, dtype="<f4").tobytes()
+
+
+def unpack_vectors(blobs: Iterable[bytes], dimension: int) -> Float32:
+    """Return (n, dimension) float32 from stored blobs."""
+    flat = np.frombuffer(b"".join(blobs), dtype="<f4")
+    return flat.reshape(-1, dimension).astype(np.float32, copy=False)

@@ -1,0 +1,1 @@
+"""Text -> vector. Every embedder has ``dimension``, ``fingerprint`` and ``embed(texts)``."""

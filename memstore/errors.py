@@ -1,0 +1,192 @@
+"""Every error memstore raises on purpose, in one tree. Each message ends in the remedy.
+
+::
+
+    MemstoreError
+    ├── InvalidInput (ValueError)      what was handed in cannot be stored or asked
+    │   ├── InvalidText                empty, too long, NUL bytes, not a string
+    │   ├── InvalidVector              wrong shape, NaN or infinity, zero length
+    │   ├── InvalidMetadata            not JSON
+    │   ├── InvalidTime                not a time
+    │   ├── InvalidFilter              a ``where`` that cannot be compiled
+    │   ├── InvalidExpression          a neuron expression that cannot be read; knows the position
+    │   ├── InvalidQuery               an argument of a query
+    │   ├── UnknownNeuron              a number past the last neuron, or a name nobody gave
+    │   └── InvalidFile                an import file; knows the line
+    ├── MemoryNotFound (KeyError)      an id or key that is not in the store
+    ├── DuplicateKey                   a key that another memory already has
+    ├── StoreError                     the file or folder
+    │   ├── StoreNotFound              nothing at that path
+    │   ├── NotAStore                  a file, but not one of ours
+    │   ├── StoreOutOfDate             older schema: upgrade it
+    │   ├── StoreTooNew                newer schema: update the package
+    │   ├── StoreLocked                another process is writing
+    │   ├── StoreReadOnly              opened for reading, or no permission
+    │   ├── StoreFull                  no space left
+    │   ├── StoreDamaged               SQLite says the file is corrupt
+    │   └── StoreClosed                used after close()
+    ├── EncoderError                   text -> vector -> trace
+    │   ├── EncoderMismatch            the store's memories were encoded by another encoder
+    │   ├── InvalidWeights             a weights folder that cannot be used
+    │   └── EmbeddingFailed            the embedder answered something unusable
+    └── MissingExtra (ImportError)     an optional dependency; names the extra to install
+"""
+
+
+class MemstoreError(Exception):
+    """Root of the tree: ``except MemstoreError`` catches everything memstore raises on purpose."""
+
+    def __str__(self) -> str:
+        # KeyError, a base of MemoryNotFound, would print the message in quotes.
+        return str(self.args[0]) if self.args else ""
+
+
+class InvalidInput(MemstoreError, ValueError):
+    """Something handed in cannot be stored or asked; nothing was changed."""
+
+
+class InvalidText(InvalidInput):
+    """A narrative that cannot be stored."""
+
+
+class InvalidVector(InvalidInput):
+    """A vector of the wrong shape, with NaN or infinity, or of length zero."""
+
+
+class InvalidMetadata(InvalidInput):
+    """Metadata that is not a JSON object."""
+
+
+class InvalidTime(InvalidInput):
+    """A time, or a half-life, that cannot be read."""
+
+
+class InvalidFilter(InvalidInput):
+    """A ``where`` that cannot be compiled."""
+
+
+class InvalidQuery(InvalidInput):
+    """An argument of a query."""
+
+
+class InvalidExpression(InvalidInput):
+    """A neuron expression that cannot be read.
+
+    ``position`` counts characters from 0 in ``source``; the message points at it.
+    """
+
+    def __init__(self, reason: str, source: str = "", position: int | None = None) -> None:
+        self.reason, self.source, self.position = reason, source, position
+        pointer = "" if position is None else f" at position {position}: {_point(source, position)}"
+        super().__init__(f"{reason}{pointer}")
+
+
+def _point(source: str, position: int) -> str:
+    """Mark the place in a line: ``+15 >>>%<<< 5``. Long expressions show their neighbourhood only."""
+    before = ("..." if position > 40 else "") + source[max(0, position - 40) : position]
+    return f"{before}>>>{source[position : position + 1] or 'end'}<<<{source[position + 1 : position + 20]}"
+
+
+class UnknownNeuron(InvalidInput):
+    """A neuron number the encoder does not have, or a name nobody gave to one."""
+
+
+class InvalidFile(InvalidInput):
+    """A file to import that cannot be read; the message names file and line."""
+
+
+class MemoryNotFound(MemstoreError, KeyError):
+    """An id or key that is not in the store."""
+
+
+class DuplicateKey(MemstoreError):
+    """A key that another memory already has."""
+
+
+class StoreError(MemstoreError):
+    """The store's file or folder."""
+
+
+class StoreNotFound(StoreError):
+    """Nothing at that path."""
+
+
+class NotAStore(StoreError):
+    """A file, but not one of ours. It was not touched."""
+
+
+class StoreOutOfDate(StoreError):
+    """The store was written by an older memstore."""
+
+    def __init__(self, path: str, revision: str, head: str) -> None:
+        self.path, self.revision, self.head = path, revision, head
+        super().__init__(
+            f"{path} has schema {revision}, this memstore needs {head}: "
+            f"run `memstore upgrade {path}` (it makes a backup first)"
+        )
+
+
+class StoreTooNew(StoreError):
+    """The store was written by a newer memstore."""
+
+    def __init__(self, path: str, revision: str, head: str) -> None:
+        self.path, self.revision, self.head = path, revision, head
+        super().__init__(
+            f"{path} has schema {revision}, newer than this memstore's {head}: update the package "
+            "(pip install --upgrade memstore-sae)"
+        )
+
+
+class StoreLocked(StoreError):
+    """Another process is writing and did not finish within the busy timeout."""
+
+
+class StoreReadOnly(StoreError):
+    """A write to a store opened with ``mode="r"``, or without permission to write."""
+
+
+class StoreFull(StoreError):
+    """No space left; the transaction was rolled back."""
+
+
+class StoreDamaged(StoreError):
+    """SQLite reports a corrupt file."""
+
+
+class StoreClosed(StoreError):
+    """The store was used after ``close()``."""
+
+
+class EncoderError(MemstoreError):
+    """Turning text into a vector, or a vector into a trace."""
+
+
+class EncoderMismatch(EncoderError):
+    """The store's memories were encoded by another encoder; mixing the two would be nonsense."""
+
+    def __init__(self, stored: str, offered: str, stored_name: str) -> None:
+        self.stored, self.offered = stored, offered
+        super().__init__(
+            f"this store was encoded by {stored_name} (fingerprint {stored[:12]}), the encoder at "
+            f"hand has fingerprint {offered[:12]}: open the store with the encoder it was made "
+            "with, or export its texts and import them into a new store"
+        )
+
+
+class InvalidWeights(EncoderError):
+    """A weights folder that is incomplete, damaged or of an unknown kind."""
+
+
+class EmbeddingFailed(EncoderError):
+    """The embedder answered something that is not one vector a text."""
+
+
+class MissingExtra(MemstoreError, ImportError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        self.package, self.extra = package, extra
+        super().__init__(
+            f"{purpose} needs {package}, which is not installed: "
+            f"pip install 'memstore-sae[{extra}]'"
+        )

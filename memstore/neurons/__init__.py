@@ -1,0 +1,1 @@
+"""What neurons mean: statistics over the memories of one store."""

@@ -1,0 +1,1 @@
+"""Vector -> trace. Trained in torch (``model``, ``loss``, ``train``), run in numpy (``encode``)."""

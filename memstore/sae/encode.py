@@ -1,0 +1,103 @@
+"""Inference in numpy: the SAE of a weights folder, vectors in, traces out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from memstore.core import traces as packed
+from memstore.sae import weights
+from memstore.sae.config import SAEConfig
+from memstore.types import Float32, Int64, Traces
+
+#: Rows encoded at a time: pre-activations of 2,048 neurons take 16 MB.
+BATCH = 2048
+
+
+@dataclass(frozen=True)
+class SAE:
+    """A sparse autoencoder ready to encode.
+
+    ``topk`` (Makhzani and Frey, "k-Sparse Autoencoders", arXiv 1312.5663; Gao et al., arXiv
+    2406.04093)::
+
+        z = ReLU(W_e (x - b_d) + b_e)       a = the k largest of z, the others 0
+        x_hat = W_d a + b_d
+
+    ``sparse_memory_text`` (the prototype)::
+
+        p = ReLU(W_p x + b_p)    a = ReLU(W_e p + b_e)    p_hat = sigmoid(W_d a + b_d)
+    """
+
+    config: SAEConfig
+    tensors: dict[str, Float32]
+
+    @classmethod
+    def load(cls, path: Path) -> SAE:
+        """Return the SAE of a weights folder. Raises ``InvalidWeights``."""
+        return cls(*weights.load(path))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex digest of config and weights."""
+        return weights.fingerprint(self.config, self.tensors)
+
+    def activations(self, vectors: Float32) -> Float32:
+        """Return the (n, neurons) activations of (n, d) vectors."""
+        t = self.tensors
+        if self.config.architecture == "sparse_memory_text":
+            projected = relu(vectors @ t["projection.weight"].T + t["projection.bias"])
+            return relu(projected @ t["encoder.weight"].T + t["encoder.bias"])
+        centred = vectors - t["decoder.bias"]
+        return keep_largest(relu(centred @ t["encoder.weight"].T + t["encoder.bias"]), self.k)
+
+    @property
+    def k(self) -> int:
+        """How many neurons may fire for one vector."""
+        return self.config.k or self.config.neurons
+
+    def encode(self, vectors: Float32, ids: Int64 | None = None) -> Traces:
+        """Return the traces of (n, d) vectors, activations rounded to float16 as stored."""
+        pages = [
+            packed.from_dense(self.activations(vectors[start : start + BATCH]))
+            for start in range(0, max(len(vectors), 1), BATCH)
+        ]
+        joined = packed.concatenate(pages)
+        numbers = np.arange(len(vectors), dtype=np.int64) if ids is None else ids
+        return Traces(
+            numbers, joined.indptr, joined.neurons, joined.activations, self.config.neurons
+        )
+
+    def decode(self, activations: Float32) -> Float32:
+        """Return the reconstruction of (n, neurons) activations.
+
+        For ``sparse_memory_text`` that of the projected vector, shape (n, event_size).
+        """
+        linear = activations @ self.tensors["decoder.weight"].T + self.tensors["decoder.bias"]
+        if self.config.architecture == "sparse_memory_text":
+            return np.asarray(1.0 / (1.0 + np.exp(-linear)), dtype=np.float32)
+        return np.asarray(linear, dtype=np.float32)
+
+
+def relu(values: Float32) -> Float32:
+    """Return max(values, 0)."""
+    return np.maximum(values, 0.0, dtype=np.float32)
+
+
+def keep_largest(values: Float32, k: int) -> Float32:
+    """Return ``values`` with all but the k largest of each row set to 0.
+
+    Among equals at the edge the lower neuron stays, so a trace does not depend on a sort's whim.
+    """
+    if k >= values.shape[1]:
+        return values
+    edge = np.partition(values, -k, axis=1)[:, -k, None]
+    kept = np.where(values >= edge, values, np.float32(0))
+    crowded = np.flatnonzero(np.count_nonzero(kept, axis=1) > k)
+    for row in crowded:
+        order = np.lexsort((np.arange(values.shape[1]), -values[row]))
+        kept[row, order[k:]] = 0
+    return kept
