@@ -82,9 +82,10 @@ class InvalidExpression(InvalidInput):
 
 
 def _point(source: str, position: int) -> str:
-    """Mark the place in a line: ``+15 >>>%<<< 5``. Long expressions show their neighbourhood only."""
+    """Mark the place: ``+15 >>>%<<< 5``. Of a long expression only the neighbourhood is shown."""
     before = ("..." if position > 40 else "") + source[max(0, position - 40) : position]
-    return f"{before}>>>{source[position : position + 1] or 'end'}<<<{source[position + 1 : position + 20]}"
+    here, after = source[position : position + 1] or "end", source[position + 1 : position + 20]
+    return f"{before}>>>{here}<<<{after}"
 
 
 class UnknownNeuron(InvalidInput):

@@ -58,7 +58,9 @@ class Indices:
         self._neurons = index
         return index
 
-    def dense(self, connection: Connection, state: StoreState, encoder: EncoderRecord) -> DenseIndex:
+    def dense(
+        self, connection: Connection, state: StoreState, encoder: EncoderRecord
+    ) -> DenseIndex:
         """Return the dense index, up to date with ``state``. Loads FAISS."""
         from memstore.index.dense import DenseIndex
 
@@ -80,9 +82,7 @@ class Indices:
     def _load(self, kind: str, state: StoreState, encoder: EncoderRecord) -> segments.Loaded | None:
         if self.folder is None:
             return None
-        loaded = segments.load(
-            self.folder, kind, state.store_id, encoder.fingerprint, state.change
-        )
+        loaded = segments.load(self.folder, kind, state.store_id, encoder.fingerprint, state.change)
         return None if loaded is None or behind(loaded.change, state) else loaded
 
     def save(self, connection: Connection, state: StoreState, encoder: EncoderRecord) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+from numpy.typing import NDArray
 
 from memstore.catalog import memories, neurons
 from memstore.catalog.engine import Database
@@ -38,7 +41,7 @@ class Neurons:
             everywhere = index.weighted(query)
             order = np.argsort(everywhere.ids)
             ids, activations = everywhere.ids[order], everywhere.scores[order]
-            members = {}
+            members: dict[str, NDArray[np.bool_]] = {}
             for memory_id, name in memories.category_of_ids(view.connection):
                 mask = members.setdefault(name, np.zeros(len(ids), dtype=bool))
                 mask[np.searchsorted(ids, memory_id)] = True
@@ -72,8 +75,16 @@ class Neurons:
             if name is not None:
                 owner = neurons.number_of_label(tx.connection, encoder_id, name)
             if owner not in (None, number):
-                raise InvalidInput(f"neuron {owner} is called {name!r} already: choose another name")
+                raise InvalidInput(
+                    f"neuron {owner} is called {name!r} already: choose another name"
+                )
             neurons.set_label(tx.connection, encoder_id, number, name, grade)
+
+    def of(self, numbers: Sequence[int]) -> dict[int, str]:
+        """Return ``{neuron: label}`` of those of these neurons that have one."""
+        with self._database.read() as connection:
+            encoder_id = neurons.require_encoder(connection).id
+            return neurons.labels(connection, encoder_id, numbers)
 
     def labels(self) -> list[str]:
         """Return every label given so far, by name."""

@@ -28,8 +28,8 @@ def check_row(row: object) -> NewMemory:
         raise InvalidInput(f"a row is a dict with 'text', not {type(row).__name__}")
     if unknown := set(row) - set(FIELDS):
         raise InvalidInput(
-            f"unknown field {sorted(map(str, unknown))[0]!r}: use {', '.join(FIELDS)}; put anything "
-            "else into metadata"
+            f"unknown field {min(map(str, unknown))!r}: use {', '.join(FIELDS)}; put "
+            "anything else into metadata"
         )
     return NewMemory(
         text=check_text(row.get("text")),
@@ -94,7 +94,7 @@ def check_metadata(metadata: object) -> str:
         raise InvalidMetadata(f"metadata must be JSON: {error}") from error
     if len(packed) > MAX_METADATA or "\\u0000" in packed:
         raise InvalidMetadata(
-            f"metadata may have {MAX_METADATA:,} characters of JSON and no NUL: keep files elsewhere"
+            f"metadata may have {MAX_METADATA:,} characters of JSON, no NUL: keep files elsewhere"
         )
     return packed
 

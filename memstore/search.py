@@ -55,8 +55,12 @@ class View:
         if found is None:
             known = neurons.all_labels(self.connection, self.encoder.id)
             near = difflib.get_close_matches(name, known, 3)
-            hint = f"did you mean {', '.join(map(repr, near))}?" if near else (
-                "name neurons with store.label(15, 'grief') or `memstore neuron STORE 15 --label`"
+            hint = (
+                f"did you mean {', '.join(map(repr, near))}?"
+                if near
+                else (
+                    "give it one: `memstore neuron STORE 15 --label grief`, store.neurons.label()"
+                )
             )
             raise UnknownNeuron(f"no neuron is called {name!r}: {hint}")
         return found
@@ -90,9 +94,7 @@ class View:
 
     def traces(self, ids: Int64) -> dict[int, Trace]:
         """Return ``{id: trace}``."""
-        found = traces.by_ids(
-            self.connection, self.encoder.id, ids.tolist(), self.encoder.neurons
-        )
+        found = traces.by_ids(self.connection, self.encoder.id, ids.tolist(), self.encoder.neurons)
         return dict(zip(found.ids.tolist(), found, strict=True))
 
     def rows(self, ids: Int64) -> dict[int, Any]:
@@ -191,11 +193,10 @@ class Searcher:
             record = view.encoder
         # Outside the transaction: loading a model takes longer than any reader should hold one.
         encoder = self.load_encoder(record)
-        return encoder.vectors([text])[0]
+        vector: Float32 = encoder.vectors([text])[0]
+        return vector
 
-    def _near(
-        self, vector: Float32, k: int, by: By, where: Where | None, options: Options
-    ) -> Hits:
+    def _near(self, vector: Float32, k: int, by: By, where: Where | None, options: Options) -> Hits:
         fading = check_half_life(options.half_life)
         with self.view() as view:
             steer = None if options.steer is None else view.resolve(options.steer)
@@ -210,7 +211,7 @@ class Searcher:
             else:
                 trace, weights = self._trace_of(view, vector), self._weights(view, options.idf)
                 found = self.neuron_index(view).cosine(trace, weights, allowed)
-            sides = {by: found}
+            sides: dict[str, Ranked] = {by: found}
             if steer is not None:
                 steering = self.neuron_index(view).weighted(steer, allowed)
                 found = ranking.added(found, steering)

@@ -89,7 +89,7 @@ class MemoryStore:
 
         ``path`` may be ":memory:". ``mode="r"`` never writes and works on read-only media.
         ``encoder`` is needed only for another than the shipped one at creation, or for one that
-        the store cannot find again by itself. Another writer is waited for ``busy_timeout`` seconds.
+        the store cannot find again by itself. Another writer is waited for ``busy_timeout`` s.
 
         Raises ``StoreNotFound`` (mode "r"), ``NotAStore``, ``StoreOutOfDate``, ``StoreTooNew``,
         ``EncoderMismatch``, ``StoreReadOnly``.
@@ -182,13 +182,13 @@ class MemoryStore:
 
     def update(
         self,
-        id: int,  # noqa: A002 - the public word for it
+        id: int,
         *,
         text: str | _Unset = UNSET,
-        category: str | None | _Unset = UNSET,
-        key: str | None | _Unset = UNSET,
-        metadata: Mapping[str, Any] | None | _Unset = UNSET,
-        occurred_at: datetime | str | None | _Unset = UNSET,
+        category: str | _Unset | None = UNSET,
+        key: str | _Unset | None = UNSET,
+        metadata: Mapping[str, Any] | _Unset | None = UNSET,
+        occurred_at: datetime | str | _Unset | None = UNSET,
     ) -> None:
         """Change the fields given; None takes a category, key or time away.
 
@@ -241,7 +241,7 @@ class MemoryStore:
 
     # --- reading ---------------------------------------------------------------------------
 
-    def get(self, id: int | None = None, *, key: str | None = None) -> Memory:  # noqa: A002 - the public word for it
+    def get(self, id: int | None = None, *, key: str | None = None) -> Memory:
         """Return one memory by id or by key. Raises ``MemoryNotFound``."""
         if (id is None) == (key is None):
             raise InvalidQuery("give either an id or a key")
@@ -277,7 +277,7 @@ class MemoryStore:
     def __len__(self) -> int:
         return self.count()
 
-    def trace(self, id: int) -> Trace:  # noqa: A002 - the public word for it
+    def trace(self, id: int) -> Trace:
         """Return the trace of one memory. Raises ``MemoryNotFound``."""
         with self._open_database().read() as connection:
             record = neurons.require_encoder(connection)
@@ -332,7 +332,7 @@ class MemoryStore:
         self._open_database()
         return self._searcher.composite(expression, k, where, min_score, half_life)
 
-    def search(
+    def search(  # noqa: PLR0913 - the words of a search; all but text and k by name only
         self,
         text: str,
         k: int = 10,
@@ -358,7 +358,7 @@ class MemoryStore:
 
     def similar(
         self,
-        id: int,  # noqa: A002 - the public word for it
+        id: int,
         k: int = 10,
         *,
         by: By = "dense",
@@ -485,7 +485,9 @@ def open_database(path: str | os.PathLike[str], mode: Mode, busy_timeout: float)
     file = Path(path)
     found = inspect_file(file)
     if mode == "r" and found != "store":
-        raise StoreNotFound(f"no store at {file}: check the path, or create it with `memstore init`")
+        raise StoreNotFound(
+            f"no store at {file}: check the path, or create it with `memstore init`"
+        )
     if mode == "rw":
         require_folder(file)
     database = Database(file, mode, busy_timeout)

@@ -149,16 +149,12 @@ class Writer:
                 if owner not in (None, memory_id):
                     raise DuplicateKey(f"memory {owner} already has the key {values['key']!r}")
             if "category" in values:
-                values["category_id"] = memories.category_id(
-                    tx.connection, values.pop("category")
-                )
+                values["category_id"] = memories.category_id(tx.connection, values.pop("category"))
             memories.change(tx.connection, memory_id, values, tx.change, now())
             if encoded is not None:
                 traces.remove(tx.connection, [memory_id])
                 encoder_id = neurons.require_encoder(tx.connection).id
-                traces.add(
-                    tx.connection, encoder_id, [memory_id], encoded.vectors, encoded.traces
-                )
+                traces.add(tx.connection, encoder_id, [memory_id], encoded.vectors, encoded.traces)
 
     def delete(self, ids: Sequence[int]) -> int:
         """Delete memories by id; returns how many there were."""

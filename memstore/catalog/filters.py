@@ -1,7 +1,7 @@
 """Mongo-style filters compiled to SQL: ``{"category": "Routine", "mood": {"$gte": 3}}``.
 
-Fields: ``id``, ``key``, ``category``, ``text``, ``occurred_at``, ``created_at``, ``updated_at``; any
-other name, with dots for nesting, is a path into the metadata (``metadata.NAME`` where a name
+Fields: ``id``, ``key``, ``category``, ``text``, ``occurred_at``, ``created_at``, ``updated_at``;
+any other name, with dots for nesting, is a path into the metadata (``metadata.NAME`` where a name
 clashes). Values travel as parameters, never as SQL.
 
 Meaning follows MongoDB: comparisons hold between values of one type only (a number is never less

@@ -64,7 +64,7 @@ def from_microseconds(value: int) -> datetime:
     return EPOCH + value * MICROSECOND
 
 
-def to_memory(row: Row[Any]) -> Memory:
+def to_memory(row: Row[*tuple[Any, ...]]) -> Memory:
     """Return the memory of a row of ``COLUMNS``."""
     return Memory(
         id=row.id,
@@ -91,7 +91,7 @@ def category_id(connection: Connection, name: str | None) -> int | None:
 
 
 def add(connection: Connection, rows: Sequence[NewMemory], change: int, now: int) -> list[int]:
-    """Insert rows and return their ids, which ascend in the order given and are never used again."""
+    """Insert rows; returns their ids, which ascend in the order given and are never used again."""
     categories = {name: category_id(connection, name) for name in {row.category for row in rows}}
     # SQLite holds the write lock, so the ids after the highest ever used are ours to give.
     last = connection.execute(

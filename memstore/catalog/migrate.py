@@ -39,7 +39,9 @@ def require_current(database: Database) -> None:
     with database.read() as connection:
         found = revision(connection)
     if found is None:
-        raise StoreNotFound(f"{database.name} was never set up: run `memstore init {database.name}`")
+        raise StoreNotFound(
+            f"{database.name} was never set up: run `memstore init {database.name}`"
+        )
     if found < HEAD:
         raise StoreOutOfDate(database.name, found, HEAD)
     if found > HEAD:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, text, update
+from sqlalchemy import Connection, func, insert, select, text, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from memstore.catalog.schema import encoder, neuron, store
@@ -103,11 +103,12 @@ def label(connection: Connection, encoder_id: int, number: int) -> tuple[str | N
 
 def labels(connection: Connection, encoder_id: int, numbers: Sequence[int]) -> dict[int, str]:
     """Return ``{neuron: label}`` of those that have one."""
+    wanted = func.json_each(json.dumps(list(numbers))).table_valued("value")
     rows = connection.execute(
         select(neuron.c.neuron, neuron.c.label).where(
             neuron.c.encoder_id == encoder_id,
             neuron.c.label.is_not(None),
-            neuron.c.neuron.in_(numbers),
+            neuron.c.neuron.in_(select(wanted.c.value)),
         )
     )
     return {row[0]: row[1] for row in rows}

@@ -50,7 +50,7 @@ def by_ids(connection: Connection, encoder_id: int, ids: Iterable[int], width: i
         .where(trace.c.encoder_id == encoder_id, trace.c.memory_id.in_(select(wanted.c.value)))
         .order_by(trace.c.memory_id)
     )
-    return packed.unpack([tuple(row) for row in rows], width)  # type: ignore[misc]  # a Row is such a tuple
+    return packed.unpack([tuple(row) for row in rows], width)
 
 
 def vectors_by_ids(
@@ -75,15 +75,13 @@ def changed_traces(
         rows = connection.execute(
             select(trace.c.memory_id, trace.c.neurons, trace.c.activations)
             .join(memory, memory.c.id == trace.c.memory_id)
-            .where(
-                trace.c.encoder_id == encoder_id, memory.c.changed > since, memory.c.id > after
-            )
+            .where(trace.c.encoder_id == encoder_id, memory.c.changed > since, memory.c.id > after)
             .order_by(memory.c.id)
             .limit(PAGE)
         ).all()
         if not rows:
             return
-        yield packed.unpack([tuple(row) for row in rows], width)  # type: ignore[misc]  # a Row is such a tuple
+        yield packed.unpack([tuple(row) for row in rows], width)
         after = rows[-1].memory_id
 
 
@@ -96,9 +94,7 @@ def changed_vectors(
         rows = connection.execute(
             select(vector.c.memory_id, vector.c.vector)
             .join(memory, memory.c.id == vector.c.memory_id)
-            .where(
-                vector.c.encoder_id == encoder_id, memory.c.changed > since, memory.c.id > after
-            )
+            .where(vector.c.encoder_id == encoder_id, memory.c.changed > since, memory.c.id > after)
             .order_by(memory.c.id)
             .limit(PAGE)
         ).all()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from sqlalchemy import ColumnElement, Connection, Float, Integer, column, select, text, table
+from sqlalchemy import ColumnElement, Connection, Float, Integer, column, select, table, text
 from sqlalchemy.sql.expression import literal_column
 
 from memstore.catalog.memories import JOINED

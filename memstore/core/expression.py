@@ -58,7 +58,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class NeuronQuery:
-    """An expression with names resolved: (neuron, weight) ascending by neuron, none twice or zero."""
+    """An expression with names resolved: (neuron, weight) ascending, none twice or zero."""
 
     terms: tuple[tuple[int, float], ...]
     conditions: tuple[Condition, ...] = ()
@@ -224,7 +224,7 @@ def check_ref(ref: object) -> None:
 def check_number(value: object, what: str) -> None:
     """Raise ``InvalidExpression`` unless ``value`` is a finite number of sane size."""
     is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or abs(value) > MAX_WEIGHT:  # type: ignore[arg-type,type-var,operator]  # narrowed by is_number
+    if not is_number or not math.isfinite(value) or abs(value) > MAX_WEIGHT:  # type: ignore[arg-type]  # narrowed by is_number
         raise InvalidExpression(
             f"{what} is {value!r}: use a number between -{MAX_WEIGHT:g} and {MAX_WEIGHT:g}"
         )

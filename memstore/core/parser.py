@@ -23,12 +23,12 @@ TOKEN = re.compile(
       (?P<number>(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)
     | (?P<name>[^\W\d]\w*)
     | (?P<quoted>'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")
-    | (?P<symbol>>=|<=|[-+*&!<>])
+    | (?P<symbol>>=|<=|[-+*&!<>\u2212\u2013\u00d7])
     )""",
     re.VERBOSE | re.DOTALL,
 )
-#: The typographic minus that word processors put in place of a hyphen.
-TYPOGRAPHIC = str.maketrans({"−": "-", "–": "-", "×": "*"})  # noqa: RUF001 - that is the point
+#: What word processors put in place of minus and times.
+TYPOGRAPHIC = str.maketrans({"\u2212": "-", "\u2013": "-", "\u00d7": "*"})
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,16 @@ class Token:
 
 def tokenize(source: str) -> list[Token]:
     """Return the tokens of ``source`` and a closing one of kind "end"."""
-    text, tokens, position = source.translate(TYPOGRAPHIC), [], 0
-    end = len(text.rstrip())
+    tokens: list[Token] = []
+    position, end = 0, len(source.rstrip())
     while position < end:
-        match = TOKEN.match(text, position)
+        match = TOKEN.match(source, position)
         if match is None:
-            position += len(text[position:]) - len(text[position:].lstrip())
+            position += len(source[position:]) - len(source[position:].lstrip())
             raise InvalidExpression("not part of an expression", source, position)
         kind = match.lastgroup or ""
-        tokens.append(Token(kind, match[kind], match.start(kind)))
+        text = match[kind].translate(TYPOGRAPHIC) if kind == "symbol" else match[kind]
+        tokens.append(Token(kind, text, match.start(kind)))
         position = match.end()
     return [*tokens, Token("end", "", end)]
 
@@ -81,7 +82,9 @@ class _Parser:
         return None
 
     def fail(self, expected: str, token: Token | None = None) -> InvalidExpression:
-        return InvalidExpression(f"expected {expected}", self.source, (token or self.token).position)
+        return InvalidExpression(
+            f"expected {expected}", self.source, (token or self.token).position
+        )
 
     def expression(self) -> Expression:
         self.clause()

@@ -5,6 +5,7 @@ those stored values, in ascending order of neurons.
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,10 +44,9 @@ def pack(traces: Traces) -> list[tuple[bytes, bytes]]:
     """Return (neurons, activations) blobs, one pair a row, little-endian."""
     neurons = traces.neurons.astype(neuron_dtype(traces.width), copy=False)
     activations = traces.activations.astype("<f2", copy=False)
-    bounds = traces.indptr.tolist()
     return [
         (neurons[a:b].tobytes(), activations[a:b].tobytes())
-        for a, b in zip(bounds[:-1], bounds[1:], strict=True)
+        for a, b in pairwise(traces.indptr.tolist())
     ]
 
 

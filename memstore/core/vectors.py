@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from memstore.errors import InvalidVector
 from memstore.types import Float32
@@ -27,7 +27,7 @@ def unit_vectors(values: ArrayLike, rows: int, dimension: int) -> Float32:
             f"expected vectors of shape ({rows}, {dimension}), got {matrix.shape}: this store's "
             f"encoder has {dimension} dimensions, one vector a text"
         )
-    refuse_rows(~np.isfinite(matrix).all(axis=1), "has NaN or infinity: remove it")
+    refuse_rows(np.asarray(~np.isfinite(matrix).all(axis=1)), "has NaN or infinity: remove it")
     # Scaled by the largest component first, so that huge or tiny vectors keep their direction.
     largest = np.abs(matrix).max(axis=1, initial=0.0)
     refuse_rows(largest == 0, "has length zero and no direction: remove it")
@@ -36,11 +36,10 @@ def unit_vectors(values: ArrayLike, rows: int, dimension: int) -> Float32:
     return np.ascontiguousarray(unit, dtype=np.float32)
 
 
-def refuse_rows(bad: Iterable[bool], complaint: str) -> None:
+def refuse_rows(bad: NDArray[np.bool_], complaint: str) -> None:
     """Raise ``InvalidVector`` naming the first row that is bad."""
-    for row, is_bad in enumerate(bad):
-        if is_bad:
-            raise InvalidVector(f"vector {row} {complaint}")
+    if bad.any():
+        raise InvalidVector(f"vector {int(np.argmax(bad))} {complaint}")
 
 
 def pack_vector(vector: Float32) -> bytes:

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,7 @@ class OnnxEmbedder:
     def embed(self, texts: Sequence[str]) -> Float32:
         """Return unit vectors, (n, 384) float32, in the order given."""
         chunks = [
-            self._embed_chunk(texts[start : start + CHUNK])
-            for start in range(0, len(texts), CHUNK)
+            self._embed_chunk(texts[start : start + CHUNK]) for start in range(0, len(texts), CHUNK)
         ]
         return np.concatenate(chunks) if chunks else np.empty((0, self.dimension), np.float32)
 
@@ -126,7 +126,7 @@ def split(ids: list[int]) -> list[Window]:
     first, inner, last = ids[0], ids[1:-1], ids[-1]
     count = -(-len(inner) // (WINDOW - 2))
     bounds = [len(inner) * i // count for i in range(count + 1)]
-    return [[first, *inner[a:b], last] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [[first, *inner[a:b], last] for a, b in pairwise(bounds)]
 
 
 def batches(lengths: list[int]) -> list[list[int]]:

@@ -28,7 +28,9 @@ class SentenceTransformerEmbedder:
         try:
             from sentence_transformers import SentenceTransformer
         except ImportError as error:
-            raise MissingExtra("sentence-transformers", "train", f"the model {self.name}") from error
+            raise MissingExtra(
+                "sentence-transformers", "train", f"the model {self.name}"
+            ) from error
         try:
             return SentenceTransformer(self.name, device=self.device)
         except (OSError, ValueError) as error:

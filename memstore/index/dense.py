@@ -31,12 +31,13 @@ class DenseIndex:
     def __init__(self, dimension: int) -> None:
         import faiss  # 0.1 s to import, and neuron queries never need it
 
-        self.faiss = faiss
+        # Typed as Any: its annotations are those of the C++ side, which its Python wrapper changes.
+        self.faiss: Any = faiss
         self.dimension = dimension
         self.change = 0
         self.ids: Int64 = np.empty(0, dtype=np.int64)
         self.alive: NDArray[np.bool_] = np.empty(0, dtype=bool)
-        self.flat = faiss.IndexFlatIP(dimension)
+        self.flat = self.faiss.IndexFlatIP(dimension)
 
     @classmethod
     def from_arrays(
@@ -44,7 +45,7 @@ class DenseIndex:
     ) -> DenseIndex:
         """Return the index of arrays that ``to_arrays`` once gave."""
         index = cls(dimension)
-        index.apply([], [(arrays["ids"], arrays["vectors"])], change)
+        index.apply([], [(arrays["ids"].tolist(), arrays["vectors"])], change)
         return index
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
@@ -120,7 +121,8 @@ class DenseIndex:
         if mask.all():
             return None
         bits = np.packbits(mask, bitorder="little")
-        return self.faiss.SearchParameters(sel=self.faiss.IDSelectorBitmap(bits))
+        selector = self.faiss.IDSelectorBitmap(bits)
+        return self.faiss.SearchParameters(sel=selector)
 
     def _scored(self, vector: Float32, rows: Int64) -> Ranked:
         # Each row is summed alone: a matrix product would round by the shape of its blocks, and

@@ -85,7 +85,7 @@ class Segment:
         if not len(self):
             return np.empty(0, dtype=np.int64)
         at = np.minimum(np.searchsorted(self.ids, ids), len(self) - 1)
-        return at[self.ids[at] == ids]
+        return np.asarray(at[self.ids[at] == ids], dtype=np.int64)
 
     def mask(self, ids: Int64) -> Mask:
         """Return which rows have one of the ids."""
@@ -108,7 +108,9 @@ class Segment:
             return self.traces
         return packed.select(self.traces, np.flatnonzero(self.alive))
 
-    def composite(self, query: NeuronQuery, allowed: Int64 | None, min_score: float | None) -> Ranked:
+    def composite(
+        self, query: NeuronQuery, allowed: Int64 | None, min_score: float | None
+    ) -> Ranked:
         """Return every candidate of a composite with its score, unordered."""
         scores, passing = self.sums(query), self.meeting(query)
         if query.has_positive:
@@ -147,7 +149,9 @@ class Segment:
     def cosine(self, trace: Trace, weights: Float64 | None, allowed: Int64 | None) -> Ranked:
         """Return the memories that share a neuron with ``trace`` and the cosine of the two."""
         products = np.zeros(len(self))
-        for neuron, value in zip(trace.neurons.tolist(), weigh(trace, weights).tolist(), strict=True):
+        for neuron, value in zip(
+            trace.neurons.tolist(), weigh(trace, weights).tolist(), strict=True
+        ):
             rows, values = self.postings(neuron)
             products[rows] += value * (values if weights is None else values * weights[neuron])
         shared = self.alive & (products > 0)
@@ -182,7 +186,9 @@ class NeuronIndex:
         self.segments: tuple[Segment, ...] = ()
 
     @classmethod
-    def from_arrays(cls, width: int, change: int, arrays: Mapping[str, NDArray[Any]]) -> NeuronIndex:
+    def from_arrays(
+        cls, width: int, change: int, arrays: Mapping[str, NDArray[Any]]
+    ) -> NeuronIndex:
         """Return the index of arrays that ``to_arrays`` once gave."""
         index = cls(width)
         traces = Traces(

@@ -1,9 +1,9 @@
 """Index files: arrays in one file, stamped, checksummed, mapped into memory.
 
 Layout, little-endian: 8 bytes ``MEMSTIDX``; u32 length of the header and u32 CRC-32 of it; the
-header, JSON; padding to 64, where the body begins; then each array at its 64-aligned offset from there.
-The header says format, kind, store id, encoder fingerprint, change number, CRC-32 of all that
-follows it, and name, type, shape and offset of each array.
+header, JSON; padding to 64, where the body begins; then each array at its 64-aligned offset from
+there. The header says format, kind, store id, encoder fingerprint, change number, CRC-32 of all
+that follows it, and name, type, shape and offset of each array.
 
 A file is written aside, fsynced and renamed. One that is missing, torn, stale, of another store or
 another encoder is ignored: the catalog holds everything, and the index is built from it again.
@@ -165,7 +165,7 @@ def matches(
     header: Mapping[str, Any], kind: str, store_id: str, fingerprint: str, newest: int
 ) -> bool:
     """Return whether a file shows this store under this encoder."""
-    return (
+    return bool(
         header["format"] == FORMAT
         and header["kind"] == kind
         and header["store_id"] == store_id

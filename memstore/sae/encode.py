@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from memstore.core import traces as packed
 from memstore.sae import weights
@@ -82,9 +83,9 @@ class SAE:
         return np.asarray(linear, dtype=np.float32)
 
 
-def relu(values: Float32) -> Float32:
+def relu(values: NDArray[np.floating]) -> Float32:
     """Return max(values, 0)."""
-    return np.maximum(values, 0.0, dtype=np.float32)
+    return np.asarray(np.maximum(values, 0.0), dtype=np.float32)
 
 
 def keep_largest(values: Float32, k: int) -> Float32:

@@ -13,8 +13,10 @@ from memstore.sae.model import Forward, TopK
 
 #: Weight of the auxiliary loss (Gao et al., arXiv 2406.04093, appendix A.2).
 AUXK_WEIGHT = 1 / 32
-#: A neuron that fires for more than this share of the texts says little of any one of them.
+#: A neuron that fires for more than this share of the texts says little of any one of them; where
+#: few neurons share the work, for more than three times the mean rate k/n.
 BUSY_RATE = 0.08
+BUSY_FACTOR = 3.0
 BUSY_WEIGHT = 2.0
 
 
@@ -45,11 +47,12 @@ def auxk(model: TopK, vectors: Tensor, forward: Forward, dead: Tensor) -> Tensor
     return scale * (residual - guess).pow(2).sum(dim=1).mean() / variance
 
 
-def busy(forward: Forward, rates: Tensor) -> Tensor:
+def busy(model: TopK, forward: Forward, rates: Tensor) -> Tensor:
     """Return the mean activation of neurons that fire too often, weighted by how much too often.
 
     ``rates`` (n,) is the running share of vectors each neuron fires for. L1 on the offenders alone:
     they lose their place among the k largest where they matter least.
     """
-    excess = torch.relu(rates - BUSY_RATE)
+    limit = max(BUSY_RATE, BUSY_FACTOR * model.k / model.config.neurons)
+    excess = torch.relu(rates - limit)
     return (forward.activations * excess[forward.neurons]).sum(dim=1).mean()

@@ -26,13 +26,15 @@ class Forward(NamedTuple):
 
 
 class TopK(nn.Module):
-    """k-sparse autoencoder (arXiv 1312.5663, 2406.04093)::
+    """The k-sparse autoencoder (arXiv 1312.5663, 2406.04093).
+
+    ::
 
         z = ReLU(W_e (x - b_d) + b_e)       a = the k largest of z, the others 0
         x_hat = W_d a + b_d
 
     Decoder columns have unit norm; the encoder starts as the decoder's transpose, then goes free.
-    ``b_d`` starts at the mean of the data: centring keeps neurons from dying and from firing always.
+    ``b_d`` starts at the mean of the data: centring keeps neurons from dying, or firing always.
     """
 
     def __init__(self, config: SAEConfig, mean: Tensor, generator: torch.Generator) -> None:
@@ -65,7 +67,7 @@ class TopK(nn.Module):
     @torch.no_grad()
     def normalise_decoder(self) -> None:
         """Bring every decoder row back to unit norm."""
-        self.directions /= self.directions.norm(dim=1, keepdim=True).clamp_min(1e-8)
+        self.directions.div_(self.directions.norm(dim=1, keepdim=True).clamp_min(1e-8))
 
     @torch.no_grad()
     def remove_parallel_gradient(self) -> None:

@@ -46,7 +46,10 @@ class TrainConfig:
     """Decides initial weights and data order."""
 
     def __post_init__(self) -> None:
-        if min(self.epochs, self.batch, self.dead_rows) < 1 or not 0 <= self.warmup + self.decay <= 1:
+        if (
+            min(self.epochs, self.batch, self.dead_rows) < 1
+            or not 0 <= self.warmup + self.decay <= 1
+        ):
             raise ValueError(f"not a training schedule: {self}")
 
     def rate(self, config: SAEConfig) -> float:
@@ -96,7 +99,7 @@ class Trainer:
         return self.model
 
     def order(self, epoch: int) -> Tensor:
-        """Return the order of the rows in one epoch, which depends on nothing but seed and epoch."""
+        """Return the order of the rows in one epoch, a function of seed and epoch alone."""
         generator = torch.Generator().manual_seed(self.schedule.seed * 1_000_003 + epoch + 1)
         return torch.randperm(len(self.vectors), generator=generator)
 
@@ -115,9 +118,9 @@ class Trainer:
         dead = self.silent_rows >= self.schedule.dead_rows
         loss = fvu(batch, forward.reconstruction, self.variance)
         loss = loss + AUXK_WEIGHT * auxk(self.model, batch, forward, dead)
-        loss = loss + BUSY_WEIGHT * busy(forward, self.fire_rates)
+        loss = loss + BUSY_WEIGHT * busy(self.model, forward, self.fire_rates)
         self.optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch publishes no type for it
         self.model.remove_parallel_gradient()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimiser.step()

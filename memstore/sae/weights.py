@@ -91,8 +91,16 @@ def load_prototype(path: Path) -> tuple[SAEConfig, dict[str, Float32]]:
         tensors = {name: tensor.numpy() for name, tensor in state.items()}
         event_size, dimension = tensors["projection.weight"].shape
         neurons = tensors["encoder.weight"].shape[0]
-    except (OSError, RuntimeError, KeyError, ValueError, AttributeError, TypeError, EOFError,
-            pickle.UnpicklingError) as error:
+    except (
+        OSError,
+        RuntimeError,
+        KeyError,
+        ValueError,
+        AttributeError,
+        TypeError,
+        EOFError,
+        pickle.UnpicklingError,
+    ) as error:
         raise InvalidWeights(
             f"{path} is not a SparseMemoryText state dict ({type(error).__name__}): "
             "it needs projection, encoder and decoder weights"
@@ -108,9 +116,7 @@ def save(
     from safetensors.numpy import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    stored = {
-        name: np.ascontiguousarray(tensors[name], dtype=dtype) for name in config.shapes()
-    }
+    stored = {name: np.ascontiguousarray(tensors[name], dtype=dtype) for name in config.shapes()}
     save_file(stored, folder / WEIGHTS)
     text = json.dumps(config.to_dict(), indent=2) + "\n"
     (folder / CONFIG).write_text(text, "utf-8")

@@ -1,0 +1,90 @@
+"""Care: export, check, optimize, backup, upgrade."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from memstore.cli.options import (
+    json_option,
+    read_where,
+    reader,
+    store_argument,
+    where_options,
+    writer,
+)
+from memstore.cli.output import print_json
+from memstore.errors import StoreNotFound
+
+BUSY_TIMEOUT = 5.0
+
+
+def must_exist(store: str) -> None:
+    """Raise unless there is a file: care never creates a store by a slip of the pen."""
+    if not Path(store).exists():
+        raise StoreNotFound(f"no store at {store}: check the path")
+
+
+@click.command("export")
+@store_argument
+@click.argument("file", type=click.Path(dir_okay=False))
+@where_options
+def export_command(store: str, file: str, category: str | None, where: str | None) -> None:
+    """Write memories to FILE as JSON Lines, which `memstore import` reads."""
+    with reader(store) as opened:
+        count = opened.export(file, read_where(where, category))
+    click.echo(f"{count} memories in {file}")
+
+
+@click.command("check")
+@store_argument
+@click.option("--repair", is_flag=True, help="Rebuild everything derived from texts and traces.")
+@json_option
+def check_command(store: str, repair: bool, as_json: bool) -> None:
+    """Look for damage; exits with 1 where there is any."""
+    must_exist(store)
+    with writer(store) as opened:
+        problems = opened.repair() if repair else opened.check()
+        count = opened.count()
+    if as_json:
+        print_json({"memories": count, "problems": problems})
+    else:
+        click.echo("\n".join(problems) or f"{count} memories, all well")
+    if problems:
+        raise SystemExit(1)
+
+
+@click.command("optimize")
+@store_argument
+def optimize_command(store: str) -> None:
+    """Remove the last of deleted memories, free space, save the index."""
+    must_exist(store)
+    with writer(store) as opened:
+        before = opened.stats()["bytes"]
+        opened.optimize()
+        click.echo(f"{before:,} -> {opened.stats()['bytes']:,} bytes")
+
+
+@click.command("backup")
+@store_argument
+@click.argument("file", type=click.Path(dir_okay=False))
+def backup_command(store: str, file: str) -> None:
+    """Copy a live store to a new FILE."""
+    with reader(store) as opened:
+        opened.backup(file)
+    click.echo(file)
+
+
+@click.command("upgrade")
+@store_argument
+def upgrade_command(store: str) -> None:
+    """Bring a store of an older memstore up to date; makes a backup first."""
+    from memstore.catalog import migrate
+
+    must_exist(store)
+    found, backup = migrate.upgrade(Path(store), BUSY_TIMEOUT)
+    if backup is None:
+        click.echo(f"{store} is up to date (schema {found})")
+    else:
+        click.echo(f"{store}: schema {found} -> {migrate.HEAD}; the old store is {backup}")

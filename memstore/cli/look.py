@@ -1,0 +1,115 @@
+"""Looking: neuron, show, list, stats."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import click
+
+from memstore.cli.options import (
+    json_option,
+    read_where,
+    reader,
+    store_argument,
+    where_options,
+    writer,
+)
+from memstore.cli.output import one_line, print_facts, print_hits, print_json, print_table, width
+
+BARS = " ▁▂▃▄▅▆▇█"
+SHOWN_NEURONS = 12
+
+
+@click.command("neuron")
+@store_argument
+@click.argument("neuron")
+@click.option("--label", help="Name the neuron, so that expressions can use the name.")
+@click.option("--unlabel", is_flag=True, help="Take its name away.")
+@json_option
+def neuron_command(
+    store: str, neuron: str, label: str | None, unlabel: bool, as_json: bool
+) -> None:
+    """Show what is known of NEURON (number or label) in this store, or name it."""
+    ref = int(neuron) if neuron.isascii() and neuron.isdigit() else neuron
+    if label is not None or unlabel:
+        with writer(store) as opened:
+            opened.neurons.label(ref, None if unlabel else label)
+        return
+    with reader(store) as opened:
+        known = opened.neurons[ref]
+    if as_json:
+        print_json(known.to_dict())
+        return
+    highest = max(known.histogram, default=0) or 1
+    bars = "".join(BARS[-(-count * (len(BARS) - 1) // highest)] for count in known.histogram)
+    print_facts(
+        {
+            "neuron": known.id,
+            "label": known.label or "-",
+            "fires for": f"{known.fires} memories ({known.fire_rate:.1%})",
+            "activation": f"mean {known.mean:.3f}, largest {known.maximum:.3f}",
+            "histogram": f"0 |{bars}| {known.maximum:.3f}",
+            "category AUC": {name: f"{auc:.2f}" for name, auc in known.categories.items()},
+        }
+    )
+    print_hits(known.top, as_json=False, why=False)
+
+
+@click.command("show")
+@store_argument
+@click.argument("id", type=int)
+@json_option
+def show_command(store: str, id: int, as_json: bool) -> None:
+    """Show one memory and its trace."""
+    with reader(store) as opened:
+        memory = opened.get(id)
+        trace = opened.trace(id).to_dict()
+        labels = opened.neurons.of(list(trace))
+    if as_json:
+        print_json({**memory.to_dict(), "trace": {str(n): a for n, a in trace.items()}})
+        return
+    facts = {name: value for name, value in memory.to_dict().items() if name != "text"}
+    print_facts({name: "-" if value is None else value for name, value in facts.items()})
+    click.echo("\n" + click.wrap_text(memory.text, width()) + "\n")
+    rows = [
+        [f"N{neuron}", f"{activation:.4f}", labels.get(neuron, "-")]
+        for neuron, activation in islice(trace.items(), SHOWN_NEURONS)
+    ]
+    print_table(["neuron", "activation", "label"], rows)
+    if len(trace) > SHOWN_NEURONS:
+        click.echo(f"and {len(trace) - SHOWN_NEURONS} more (--json shows all)")
+
+
+@click.command("list")
+@store_argument
+@where_options
+@click.option("-n", "count", default=20, show_default=True, help="How many; 0 for all.")
+@json_option
+def list_command(
+    store: str, category: str | None, where: str | None, count: int, as_json: bool
+) -> None:
+    """List memories by id."""
+    with reader(store) as opened:
+        found = opened.iter(read_where(where, category))
+        memories = list(found if count == 0 else islice(found, max(count, 0)))
+    if as_json:
+        print_json([memory.to_dict() for memory in memories])
+        return
+    if not memories:
+        click.echo("no memories", err=True)
+        return
+    rows = [[str(m.id), m.key or "-", m.category or "-", one_line(m.text)] for m in memories]
+    print_table(["id", "key", "category", "text"], rows)
+
+
+@click.command("stats")
+@store_argument
+@json_option
+def stats_command(store: str, as_json: bool) -> None:
+    """Show counts, categories, encoder and sizes."""
+    with reader(store) as opened:
+        facts = opened.stats()
+    if as_json:
+        print_json(facts)
+    else:
+        print_facts(facts)

@@ -1,0 +1,160 @@
+"""Reading rows from files people have: JSON Lines, JSON, CSV, plain lines; gzip; stdin.
+
+Streamed, except a JSON array, which must be read whole. Every error names file and line.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, get_args
+
+from memstore.errors import InvalidFile
+
+Format = Literal["jsonl", "json", "csv", "text"]
+FORMATS = get_args(Format)
+STDIN = "-"
+
+#: A line beyond this is no narrative but the wrong file.
+MAX_LINE = 8_000_000
+#: A JSON array is held in memory several times over while it is parsed.
+MAX_JSON = 500_000_000
+SUFFIXES: dict[str, Format] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".txt": "text",
+    ".text": "text",
+}
+
+
+def format_of(file: str, kind: Format | None) -> Format:
+    """Return the format asked for, or the one the file's name tells."""
+    if kind is not None:
+        return kind
+    suffix = Path(file.removesuffix(".gz")).suffix.lower()
+    if suffix not in SUFFIXES:
+        raise InvalidFile(f"{file}: cannot tell its format: add --format {'|'.join(FORMATS)}")
+    return SUFFIXES[suffix]
+
+
+@contextmanager
+def opened(file: str) -> Iterator[BinaryIO]:
+    """Open a file, a gzip file or stdin for reading bytes."""
+    if file == STDIN:
+        yield sys.stdin.buffer
+        return
+    try:
+        if file.endswith(".gz"):
+            with gzip.open(file, "rb") as compressed:
+                yield compressed  # type: ignore[misc]  # a GzipFile reads like any binary file
+        else:
+            with open(file, "rb") as plain:
+                yield plain
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise InvalidFile(f"{file}: {error.strerror}: check the path") from error
+    except (gzip.BadGzipFile, EOFError) as error:
+        raise InvalidFile(f"{file} is not a whole gzip file: {error}") from error
+
+
+def lines(file: str) -> Iterator[tuple[int, str]]:
+    """Yield (line number from 1, line without its end), of bounded length, as UTF-8."""
+    with opened(file) as source:
+        number = 0
+        while raw := source.readline(MAX_LINE + 1):
+            number += 1
+            if len(raw) > MAX_LINE:
+                raise InvalidFile(
+                    f"{file} line {number} is longer than {MAX_LINE:,} bytes: split it"
+                )
+            try:
+                text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise InvalidFile(f"{file} line {number} is not UTF-8: convert the file") from error
+            yield number, text.rstrip("\r\n")
+
+
+def read_rows(file: str, kind: Format | None, text: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a file as dicts; a plain line becomes ``{text: line}``.
+
+    ``text`` is the field every row must have. Empty lines are passed over.
+    """
+    readers = {"jsonl": jsonl_rows, "json": json_rows, "csv": csv_rows, "text": text_rows}
+    for number, row in readers[format_of(file, kind)](file, text):
+        if not isinstance(row, dict):
+            raise InvalidFile(f"{file} row {number} is no object but {row!r:.40}: one object a row")
+        if text not in row:
+            raise InvalidFile(
+                f"{file} row {number} has no field {text!r} (it has "
+                f"{', '.join(map(repr, list(row)[:8]))}): name the right one with --text"
+            )
+        yield row
+
+
+def jsonl_rows(file: str, text: str) -> Iterator[tuple[int, Any]]:
+    """Yield (line number, value) of JSON Lines; a bare string is a narrative."""
+    for number, line in lines(file):
+        if line.strip():
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise InvalidFile(f"{file} line {number} is not JSON: {error}") from error
+            yield number, {text: value} if isinstance(value, str) else value
+
+
+def json_rows(file: str, text: str) -> Iterator[tuple[int, Any]]:
+    """Yield (number from 1, value) of a JSON array: the prototype's narratives file."""
+    with opened(file) as source:
+        raw = source.read(MAX_JSON + 1)
+    if len(raw) > MAX_JSON:
+        raise InvalidFile(f"{file} is larger than {MAX_JSON:,} bytes: convert it to JSON Lines")
+    try:
+        values = json.loads(raw.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise InvalidFile(f"{file} is not JSON: {error}") from error
+    if not isinstance(values, list):
+        raise InvalidFile(f"{file} holds no JSON array: one object a narrative, in a list")
+    for number, value in enumerate(values, 1):
+        yield number, {text: value} if isinstance(value, str) else value
+
+
+def csv_rows(file: str, text: str) -> Iterator[tuple[int, Any]]:
+    """Yield (row number from 1, row) of a CSV file whose first line names the columns."""
+    csv.field_size_limit(MAX_LINE)
+    del text
+    table = csv.DictReader((line + "\n" for _, line in lines(file)), restkey="")
+    number = 0
+    try:
+        for number, row in enumerate(table, 1):
+            if "" in row or None in row.values():
+                raise InvalidFile(
+                    f"{file} row {number} has another number of cells than the first line"
+                )
+            yield number, row
+    except csv.Error as error:
+        raise InvalidFile(f"{file} row {number + 1} is not CSV: {error}") from error
+
+
+def text_rows(file: str, text: str) -> Iterator[tuple[int, Any]]:
+    """Yield (line number, row) of plain lines, one narrative each."""
+    for number, line in lines(file):
+        if line.strip():
+            yield number, {text: line}
+
+
+def count_rows(file: str, kind: Format | None) -> int | None:
+    """Return how many lines a plain file has, None where counting would cost a parse."""
+    if format_of(file, kind) not in ("jsonl", "text") or file == STDIN or file.endswith(".gz"):
+        return None
+    with opened(file) as source:
+        count, last = 0, b"\n"
+        while block := source.read(1 << 20):
+            count += block.count(b"\n")
+            last = block
+    return count + (not last.endswith(b"\n"))

@@ -1,0 +1,121 @@
+"""From texts to a weights folder: embed (cached), hold out, train, measure.
+
+Every stage can be interrupted and goes on where it stopped: vectors are cached by the chunk,
+training by checkpoints.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memstore.core.vectors import unit_vectors
+from memstore.errors import InvalidInput, InvalidWeights, MissingExtra
+from memstore.progress import Progress
+from memstore.sae import weights
+from memstore.sae.config import SAEConfig
+from memstore.sae.encode import SAE
+from memstore.sae.measure import Measures, held_out_rows, measure
+from memstore.types import Embedder, Float32
+
+if TYPE_CHECKING:
+    from memstore.sae.train import TrainConfig
+
+CHUNK = 8_192
+#: Fewer rows than this leave nothing to hold out and nothing to learn from.
+FEWEST = 200
+METRICS, TRAINING = "metrics.json", "training.json"
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which rows are held out: a random share, less near-duplicates of training rows."""
+
+    share: float = 0.05
+    near: float = 0.95
+    seed: int = 0
+
+    def held_out(self, vectors: Float32) -> NDArray[np.bool_]:
+        """Return the mask of held-out rows; a pure function of vectors and settings."""
+        return held_out_rows(vectors, self.share, self.near, self.seed)
+
+
+def cached_vectors(texts: Sequence[str], embedder: Embedder, cache: Path) -> Float32:
+    """Return unit vectors of texts, (n, d), embedding only what the cache does not hold."""
+    digest = hashlib.sha256(embedder.fingerprint.encode())
+    for text in texts:
+        digest.update(text.encode("utf-8", "replace") + b"\0")
+    folder = cache / digest.hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    report, parts = Progress("texts embedded"), []
+    for start in range(0, len(texts), CHUNK):
+        chunk = texts[start : start + CHUNK]
+        path = folder / f"{start:09d}.npy"
+        if not path.exists():
+            vectors = unit_vectors(embedder.embed(chunk), len(chunk), embedder.dimension)
+            part = path.with_suffix(".part")
+            with part.open("wb") as file:
+                np.save(file, vectors, allow_pickle=False)
+            part.replace(path)
+        parts.append(np.load(path, allow_pickle=False))
+        report(min(start + CHUNK, len(texts)), len(texts))
+    report.close()
+    return np.concatenate(parts)
+
+
+def train(
+    vectors: Float32,
+    config: SAEConfig,
+    schedule: TrainConfig,
+    split: Split,
+    out: Path,
+    dtype: type[np.floating],
+) -> Measures:
+    """Train an SAE and write its folder; returns its measures on the held-out rows.
+
+    ``out`` gets weights, config, measures and training settings; checkpoints lie in OUT.work.
+    Raises ``MissingExtra`` without torch, ``InvalidInput`` for too few rows.
+    """
+    if len(vectors) < FEWEST:
+        raise InvalidInput(f"{len(vectors)} texts are too few to train on: at least {FEWEST}")
+    try:
+        from memstore.sae.train import Trainer
+    except ImportError as error:
+        raise MissingExtra("torch", "train", "training") from error
+    held_out = split.held_out(vectors)
+    work = out.with_name(out.name + ".work")
+    trainer = Trainer(vectors[~held_out], config, schedule, work)
+    report = Progress("rows trained")
+    model = trainer.run(report)
+    report.close()
+    weights.save(out, config, model.tensors(), dtype)
+    # Measured as it ships: after rounding to the stored type.
+    result = measure(SAE.load(out), vectors[held_out])
+    settings = {"split": vars(split), "schedule": vars(schedule), "rows": int((~held_out).sum())}
+    write_json(out / TRAINING, settings)
+    write_json(out / METRICS, result.to_dict())
+    return result
+
+
+def evaluate(folder: Path, vectors: Float32, *, held_out: bool) -> Measures:
+    """Return the measures of a weights folder on vectors, or on those its training held out."""
+    if held_out:
+        settings = weights.read_json(folder / TRAINING)
+        try:
+            split = Split(**settings["split"])
+        except (KeyError, TypeError) as error:
+            raise InvalidWeights(f"{folder / TRAINING} does not say what was held out") from error
+        vectors = vectors[split.held_out(vectors)]
+    return measure(SAE.load(folder), vectors)
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write JSON for people."""
+    path.write_text(json.dumps(value, indent=2) + "\n", "utf-8")

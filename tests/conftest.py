@@ -1,0 +1,70 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from memstore import Encoder, MemoryStore, layout
+from memstore.embed.function import FunctionEmbedder
+from memstore.sae.config import SAEConfig
+from memstore.sae.encode import SAE
+
+DIMENSION, NEURONS, K = 6, 10, 4
+
+
+def grid_vectors(texts):
+    """Texts -> small whole-number vectors, so that ties are frequent; the same text, the same."""
+    rows = []
+    for text in texts:
+        total = sum(map(ord, text))
+        rows.append([(total * (i + 3)) % 5 - 2 for i in range(DIMENSION - 1)] + [1])
+    return np.array(rows, dtype=np.float32)
+
+
+def make_encoder(seed: int = 0, neurons: int = NEURONS) -> Encoder:
+    """A small real encoder: a function as embedder, random weights as SAE."""
+    random = np.random.default_rng(seed)
+    config = SAEConfig("topk", DIMENSION, neurons, k=min(K, neurons))
+    tensors = {
+        name: random.normal(size=shape).astype(np.float32) for name, shape in config.shapes().items()
+    }
+    return Encoder(
+        FunctionEmbedder(grid_vectors, DIMENSION, "grid"),
+        SAE(config, tensors),
+        name="small",
+        config={"embedder": {"kind": "object", "class": "FunctionEmbedder"}, "sae": "small"},
+    )
+
+
+@pytest.fixture
+def encoder() -> Encoder:
+    return make_encoder()
+
+
+@pytest.fixture
+def store(encoder):
+    with MemoryStore.open(":memory:", encoder=encoder) as opened:
+        yield opened
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    return tmp_path / "store.db"
+
+
+@pytest.fixture(scope="session")
+def narratives() -> list[dict[str, str]]:
+    return json.loads(layout.NARRATIVES.read_text("utf-8"))
+
+
+@pytest.fixture(scope="session")
+def narrative_store(tmp_path_factory, narratives) -> Path:
+    """A store file with the sample narratives under the shipped encoder. Copy it to write."""
+    path = tmp_path_factory.mktemp("narratives") / "narratives.db"
+    with MemoryStore.open(path) as opened:
+        opened.insert_many(narratives)
+    return path

@@ -1,0 +1,302 @@
+"""What the right answer is, worked out slowly: plain loops over rows, written from the contract.
+
+Nothing here calls memstore's index, core or search. Activations come from the SQL view
+``activation``, vectors and texts from the tables; float tolerances are the caller's business.
+"""
+
+import bisect
+import math
+import operator
+import re
+import sqlite3
+import struct
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+from memstore.types import Hits
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MISSING = object()
+
+# --- rows --------------------------------------------------------------------------------------
+
+
+@dataclass
+class Row:
+    """One memory as it should be; vector, activations and birth are read from the database."""
+
+    id: int
+    text: str
+    category: str | None = None
+    key: str | None = None
+    metadata: dict = field(default_factory=dict)
+    occurred_at: datetime | None = None
+    created_at: datetime = EPOCH
+    vector: tuple[float, ...] = ()
+    activations: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def born(self) -> datetime:
+        """When age begins."""
+        return self.occurred_at or self.created_at
+
+
+def read_truth(connection: sqlite3.Connection, rows: Mapping[int, Row]) -> None:
+    """Complete rows from the database, insisting that it holds exactly their texts."""
+    stored = connection.execute("SELECT id, text, created_at FROM memory ORDER BY id").fetchall()
+    assert [(i, text) for i, text, _ in stored] == [(i, rows[i].text) for i in sorted(rows)]
+    for memory_id, _, created in stored:
+        rows[memory_id].created_at = EPOCH + timedelta(microseconds=created)
+        rows[memory_id].activations = {}
+    for memory_id, blob in connection.execute("SELECT memory_id, vector FROM vector"):
+        rows[memory_id].vector = tuple(value for (value,) in struct.iter_unpack("<f", blob))
+    found = "SELECT memory_id, neuron, activation FROM activation ORDER BY memory_id, neuron"
+    for memory_id, neuron, activation in connection.execute(found):
+        rows[memory_id].activations[neuron] = activation
+
+
+# --- scores ------------------------------------------------------------------------------------
+
+COMPARE: dict[str, Callable] = {
+    ">": operator.gt,
+    ">=": operator.ge,
+    "<": operator.lt,
+    "<=": operator.le,
+    "!": operator.le,  # silent: not above 0
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A neuron expression as data: (neuron, weight) terms and (neuron, operator, bound)s."""
+
+    terms: Sequence[tuple[int, float]]
+    conditions: Sequence[tuple[int, str, float]] = ()
+
+    def weights(self) -> dict[int, float]:
+        """Return the weight of each neuron, ascending, repeated terms added up."""
+        total: dict[int, float] = {}
+        for neuron, weight in self.terms:
+            total[neuron] = total.get(neuron, 0.0) + weight
+        return {neuron: total[neuron] for neuron in sorted(total) if total[neuron] != 0}
+
+    def parts(self, row: Row) -> dict[int, float]:
+        """Return weight x activation of each term that fires."""
+        fired = row.activations
+        return {n: weight * fired[n] for n, weight in self.weights().items() if n in fired}
+
+    def admits(self, row: Row) -> bool:
+        """Return whether every condition holds."""
+        return all(
+            COMPARE[op](row.activations.get(neuron, 0.0), bound)
+            for neuron, op, bound in self.conditions
+        )
+
+
+def composite_scores(
+    rows: Iterable[Row], asked: Asked, min_score: float | None = 0.0
+) -> dict[int, float]:
+    """Return {id: score} of the candidates of a composite."""
+    positive = [neuron for neuron, weight in asked.weights().items() if weight > 0]
+    scores = {}
+    for row in rows:
+        score = 0.0
+        for share in asked.parts(row).values():
+            score += share
+        fires = any(neuron in row.activations for neuron in positive)
+        above = min_score is None or score > min_score
+        if asked.admits(row) and (not positive or (fires and above)):
+            scores[row.id] = score
+    return scores
+
+
+def dot(a: Sequence[float], b: Sequence[float]) -> float:
+    return math.fsum(x * y for x, y in zip(a, b, strict=True))
+
+
+def dense_scores(rows: Iterable[Row], query: Sequence[float]) -> dict[int, float]:
+    """Return the cosine of vectors for every row."""
+    length = math.sqrt(dot(query, query))
+    return {r.id: dot(query, r.vector) / length / math.sqrt(dot(r.vector, r.vector)) for r in rows}
+
+
+def neuron_idf(live: Sequence[Row], width: int) -> dict[int, float]:
+    """Return ln((1 + N) / (1 + df)) + 1 for every neuron."""
+    fires = Counter(neuron for row in live for neuron in row.activations)
+    return {n: math.log((1 + len(live)) / (1 + fires[n])) + 1 for n in range(width)}
+
+
+def trace_scores(
+    rows: Iterable[Row], query: Mapping[int, float], weights: Mapping[int, float] | None = None
+) -> dict[int, float]:
+    """Return the cosine of traces for every row that shares a neuron with the query."""
+
+    def weighed(trace: Mapping[int, float]) -> dict[int, float]:
+        return {n: a * (1.0 if weights is None else weights[n]) for n, a in trace.items()}
+
+    def length(trace: Mapping[int, float]) -> float:
+        return math.sqrt(math.fsum(a * a for a in trace.values()))
+
+    asked, scores = weighed(query), {}
+    for row in rows:
+        own = weighed(row.activations)
+        shared = own.keys() & asked.keys()
+        if shared:
+            product = math.fsum(own[n] * asked[n] for n in shared)
+            scores[row.id] = product / length(own) / length(asked)
+    return scores
+
+
+def word_scores(live: Iterable[Row], query: str) -> dict[int, float]:
+    """Return FTS5's own BM25 (sign turned) for any of the query's words, from a fresh table."""
+    with sqlite3.connect(":memory:") as connection:
+        connection.execute("CREATE VIRTUAL TABLE own USING fts5(text, tokenize='unicode61')")
+        pairs = [(row.id, row.text) for row in live]
+        connection.executemany("INSERT INTO own (rowid, text) VALUES (?, ?)", pairs)
+        # One word is what the tokenizer takes for one: case and accents folded.
+        connection.execute("CREATE VIRTUAL TABLE asked USING fts5(text, tokenize='unicode61')")
+        connection.execute("CREATE VIRTUAL TABLE term USING fts5vocab(asked, 'instance')")
+        connection.execute("INSERT INTO asked (text) VALUES (?)", (query,))
+        terms = connection.execute("SELECT term FROM term ORDER BY offset")
+        match = " OR ".join(f'"{term}"' for term in dict.fromkeys(term for (term,) in terms))
+        found = connection.execute(
+            "SELECT rowid, -bm25(own) FROM own WHERE own MATCH ?", (match,)
+        ).fetchall()
+    connection.close()
+    return dict(found)
+
+
+def faded(
+    rows: Mapping[int, Row], scores: Mapping[int, float], half_life: timedelta, now: datetime
+):
+    """Return the scores halved with every half-life of age; what is not positive stays."""
+    result = {}
+    for memory_id, score in scores.items():
+        age = max(now - rows[memory_id].born, timedelta(0))
+        result[memory_id] = score * 0.5 ** (age / half_life) if score > 0 else score
+    return result
+
+
+# --- order -------------------------------------------------------------------------------------
+
+
+def rank_windows(
+    scores: Mapping[int, float], twins: Mapping[int, object], tolerance: float
+) -> dict[int, tuple[int, int]]:
+    """Return the first and last rank each id may have, scores being known to ``tolerance``.
+
+    Ids with equal ``twins`` tie exactly, so among them the order is known: by id.
+    """
+    ascending = sorted(scores.values())
+    families = defaultdict(list)
+    for memory_id in sorted(scores):
+        families[twins[memory_id]].append(memory_id)
+    windows = {}
+    for memory_id, score in scores.items():
+        family = families[twins[memory_id]]
+        before = family.index(memory_id)
+        above = len(ascending) - bisect.bisect_right(ascending, score + tolerance)
+        reachable = len(ascending) - bisect.bisect_left(ascending, score - tolerance)
+        windows[memory_id] = (above + before + 1, reachable - (len(family) - before - 1))
+    return windows
+
+
+def assert_ranking(
+    hits: Hits,
+    scores: Mapping[int, float],
+    k: int,
+    tolerance: float = 0.0,
+    twins: Mapping[int, object] | None = None,
+) -> None:
+    """Insist on the k best of ``scores``: values to ``tolerance``, order, ties, none left out."""
+    twins = scores if twins is None else twins
+    order = [(-hit.score, hit.id) for hit in hits]
+    expected = sorted((-score, memory_id) for memory_id, score in scores.items())[:k]
+    detail = f"\ngot      {order}\nexpected {expected}"
+    assert len({hit.id for hit in hits}) == len(hits) == len(expected), detail
+    assert order == sorted(order), f"not by score, then id{detail}"
+    by_twin: dict[object, float] = {}
+    windows = rank_windows(scores, twins, tolerance)
+    for rank, hit in enumerate(hits, start=1):
+        assert hit.id in scores, f"{hit.id} is no candidate{detail}"
+        assert abs(hit.score - scores[hit.id]) <= tolerance, f"score of {hit.id}{detail}"
+        assert windows[hit.id][0] <= rank <= windows[hit.id][1], f"rank of {hit.id}{detail}"
+        same = by_twin.setdefault(twins[hit.id], hit.score)
+        assert hit.score == same, f"{hit.id} does not tie with its like{detail}"
+    left_out = scores.keys() - {hit.id for hit in hits}
+    assert all(windows[memory_id][1] > k for memory_id in left_out), f"left out{detail}"
+
+
+def fusion_shares(
+    scores: Mapping[int, float], twins: Mapping[int, object], tolerance: float, depth: int
+) -> dict[int, tuple[float, float]]:
+    """Return the least and most that a side may add to each id: 1 / (60 + rank), or nothing."""
+    shares = {}
+    for memory_id, (first, last) in rank_windows(scores, twins, tolerance).items():
+        least = 1 / (60 + last) if last <= depth else 0.0
+        shares[memory_id] = (least, 1 / (60 + first) if first <= depth else 0.0)
+    return shares
+
+
+# --- filters -----------------------------------------------------------------------------------
+
+
+def passes(where: Mapping[str, object], row: Row) -> bool:
+    """Return whether a row passes a Mongo-style filter."""
+    logic: dict[str, Callable] = {
+        "$and": lambda parts: all(passes(part, row) for part in parts),
+        "$or": lambda parts: any(passes(part, row) for part in parts),
+        "$nor": lambda parts: not any(passes(part, row) for part in parts),
+    }
+    return all(
+        logic[name](value) if name in logic else field_holds(look_up(name, row), value)
+        for name, value in where.items()
+    )
+
+
+def look_up(name: str, row: Row) -> object:
+    """Return the value of a field; columns without one are missing, a JSON null is a value."""
+    if name in ("id", "key", "category", "text", "occurred_at"):
+        value = getattr(row, name)
+        return MISSING if value is None else value
+    value = row.metadata
+    for part in name.removeprefix("metadata.").split("."):
+        if not isinstance(value, dict) or part not in value:
+            return MISSING
+        value = value[part]
+    return value
+
+
+def field_holds(found: object, wanted: object) -> bool:
+    """Return whether a value meets a bare value or every operator of a dict."""
+    if not isinstance(wanted, dict):
+        return equal(found, wanted)
+    meets: dict[str, Callable] = {
+        "$eq": lambda w: equal(found, w),
+        "$ne": lambda w: not equal(found, w),
+        "$in": lambda w: any(equal(found, each) for each in w),
+        "$nin": lambda w: not any(equal(found, each) for each in w),
+        "$gt": lambda w: kind(found) == kind(w) and found > w,
+        "$gte": lambda w: kind(found) == kind(w) and found >= w,
+        "$lt": lambda w: kind(found) == kind(w) and found < w,
+        "$lte": lambda w: kind(found) == kind(w) and found <= w,
+        "$exists": lambda w: (found is not MISSING) == w,
+        "$contains": lambda w: kind(found) == "text" and w in found,
+        "$not": lambda w: not field_holds(found, w),
+    }
+    return all(meets[name](operand) for name, operand in wanted.items())
+
+
+def kind(value: object) -> str:
+    """Return the type within which values compare."""
+    kinds = {bool: "bool", int: "number", float: "number", str: "text", datetime: "time"}
+    return kinds.get(type(value), "none")
+
+
+def equal(found: object, wanted: object) -> bool:
+    """Return equality within one type; None means null and missing alike."""
+    if wanted is None:
+        return found is None or found is MISSING
+    return kind(found) == kind(wanted) and found == wanted

@@ -1,0 +1,320 @@
+"""The store's own promises: what each call does, read back through another connection."""
+
+from __future__ import annotations
+
+import sqlite3
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pytest
+
+from memstore import MemoryStore, N
+from memstore.errors import (
+    DuplicateKey,
+    InvalidFilter,
+    InvalidInput,
+    MemoryNotFound,
+    MissingExtra,
+    StoreClosed,
+)
+from tests.conftest import make_encoder
+
+
+def texts_on_disk(path):
+    with sqlite3.connect(path) as connection:
+        return [row[0] for row in connection.execute("SELECT text FROM memory ORDER BY id")]
+
+
+def test_what_is_inserted_comes_back_whole(store):
+    """Every field survives, times in UTC, metadata as it was."""
+    moment = datetime(2024, 5, 1, 9, 30, tzinfo=UTC)
+    metadata = {"mood": 4, "tags": ["a", "b"], "nested": {"x": None}, "ü": "ß"}
+    memory_id = store.insert(
+        "We argued.", category="Strong Emotional", key="k1", metadata=metadata, occurred_at=moment
+    )
+    memory = store.get(memory_id)
+    assert (memory.text, memory.category, memory.key) == ("We argued.", "Strong Emotional", "k1")
+    assert memory.metadata == metadata
+    assert memory.occurred_at == moment
+    assert memory.created_at == memory.updated_at <= datetime.now(UTC)
+    assert store.get(key="k1") == memory
+
+
+def test_a_time_without_zone_is_utc_and_others_are_converted(store):
+    """No guess about the machine's zone: the same row means the same moment everywhere."""
+    first = store.insert("a", occurred_at="2024-05-01T09:30:00")
+    second = store.insert("b", occurred_at="2024-05-01T11:30:00+02:00")
+    expected = datetime(2024, 5, 1, 9, 30, tzinfo=UTC)
+    assert store.get(first).occurred_at == store.get(second).occurred_at == expected
+
+
+def test_insert_is_durable_when_it_returns(path, encoder):
+    """Another connection sees the memory while the store is still open."""
+    with MemoryStore.open(path, encoder=encoder) as store:
+        store.insert("first")
+        assert texts_on_disk(path) == ["first"]
+
+
+def test_ids_ascend_and_are_never_used_again(store):
+    """An id that was deleted stays deleted, even the last one."""
+    first, second = store.insert_many(["a", "b"])
+    store.delete(second)
+    third = store.insert("c")
+    assert first < second < third
+
+
+def test_update_changes_only_what_is_given(store):
+    """Fields left out stay; None takes one away; a new text gets a new trace."""
+    memory_id = store.insert("old text", category="A", key="k", metadata={"x": 1})
+    store.update(memory_id, metadata={"y": 2})
+    assert (store.get(memory_id).category, store.get(memory_id).metadata) == ("A", {"y": 2})
+    store.update(memory_id, category=None, text="quite another text")
+    memory = store.get(memory_id)
+    assert (memory.text, memory.category, memory.key) == ("quite another text", None, "k")
+    fresh = store.insert("quite another text")
+    assert store.trace(memory_id).to_dict() == store.trace(fresh).to_dict()
+
+
+def test_upsert_inserts_once_then_updates(store):
+    """The key decides; fields left out of an update stay."""
+    first = store.upsert(key="note-7", text="one", category="A")
+    second = store.upsert(key="note-7", text="two")
+    assert first == second
+    assert store.count() == 1
+    assert (store.get(first).text, store.get(first).category) == ("two", "A")
+
+
+def test_duplicates_are_added_or_skipped_as_asked(store):
+    """A text is known by its content, a row with a key by the key."""
+    one = store.insert("same")
+    assert store.insert("same") != one
+    assert store.insert("same", on_duplicate="skip") == one
+    ids = store.insert_many(["new", "new", "same"], on_duplicate="skip")
+    assert ids[0] == ids[1] != ids[2] == one
+    keyed = store.insert("same", key="k", on_duplicate="skip")
+    assert keyed != one
+    assert store.insert("other text", key="k", on_duplicate="skip") == keyed
+
+
+def test_a_taken_key_is_refused_and_nothing_is_stored(store):
+    """Also when the clash is inside one call."""
+    store.insert("a", key="k")
+    with pytest.raises(DuplicateKey, match="upsert"):
+        store.insert("b", key="k")
+    with pytest.raises(DuplicateKey, match="row 2"):
+        store.insert_many([{"text": "c"}, {"text": "d", "key": "z"}, {"text": "e", "key": "z"}])
+    other = store.insert("f", key="other")
+    with pytest.raises(DuplicateKey):
+        store.update(other, key="k")
+    assert store.count() == 2
+
+
+def test_a_stream_is_stored_batch_by_batch_and_goes_on_after_a_failure(store):
+    """A generator that breaks leaves whole batches; repeating with skip completes them."""
+
+    def rows(broken):
+        for i in range(1000):
+            if broken and i == 700:
+                raise RuntimeError("the source broke")
+            yield {"text": f"memory {i}", "key": str(i)}
+
+    with pytest.raises(RuntimeError):
+        store.insert_many(rows(broken=True), on_duplicate="skip")
+    assert store.count() == 512
+    ids = store.insert_many(rows(broken=False), on_duplicate="skip")
+    assert len(set(ids)) == store.count() == 1000
+    assert [store.get(i).key for i in (ids[0], ids[511], ids[999])] == ["0", "511", "999"]
+
+
+def test_a_bad_row_in_a_list_leaves_the_store_as_it_was(store):
+    """A list is checked whole first; the error names the row."""
+    with pytest.raises(InvalidInput, match="row 600"):
+        store.insert_many(["fine"] * 600 + [""])
+    assert store.count() == 0
+
+
+def test_progress_is_told_in_rows(store):
+    """A callable gets (done, total); a stream has no total."""
+    calls = []
+    store.insert_many(["x"] * 300, progress=lambda done, total: calls.append((done, total)))
+    store.insert_many(iter(["y"]), progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(256, 300), (300, 300), (1, None)]
+
+
+def test_given_vectors_skip_the_embedder(store, encoder):
+    """They are brought to unit length, and the trace is theirs."""
+    vectors = np.random.default_rng(1).normal(size=(300, 6)) * 50
+    ids = store.insert_many([f"t{i}" for i in range(300)], vectors=vectors)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    expected = encoder.sae.encode(unit.astype(np.float32))
+    assert np.array_equal(store.traces().to_dense(), expected.to_dense())
+    stored = np.concatenate([page for _, page in store.iter_vectors()])
+    assert np.allclose(stored, unit, atol=1e-6)
+    assert store.traces().ids.tolist() == ids
+
+
+def test_delete_and_delete_where_say_how_many(store):
+    """Unknown ids count nothing; an empty filter is refused."""
+    ids = store.insert_many([{"text": str(i), "category": "AB"[i % 2]} for i in range(10)])
+    assert store.delete([ids[0], ids[0], 10_000]) == 1
+    assert store.delete_where({"category": "B"}) == 5
+    with pytest.raises(InvalidFilter, match="everything"):
+        store.delete_where({})
+    assert store.count() == 4
+    assert store.stats()["categories"] == {"A": 4}
+
+
+def test_iter_pages_through_everything_once(store):
+    """More than a page, ids ascending, while memories come and go."""
+    store.insert_many([f"m{i}" for i in range(2500)])
+    seen = []
+    for memory in store.iter():
+        if not seen:
+            store.delete(2400)
+        seen.append(memory.id)
+    assert seen == sorted(set(seen))
+    assert len(seen) == 2499
+
+
+def test_missing_memories_have_one_error(store):
+    """Each way of asking for one names what was asked."""
+    for ask in (
+        lambda: store.get(7),
+        lambda: store.get(key="none"),
+        lambda: store.trace(7),
+        lambda: store.update(7, text="x"),
+        lambda: store.similar(7),
+    ):
+        with pytest.raises(MemoryNotFound, match="7|none"):
+            ask()
+
+
+def test_a_closed_store_says_so(path, encoder):
+    """Closing twice is harmless; using it afterwards is an error that names the remedy."""
+    store = MemoryStore.open(path, encoder=encoder)
+    store.close()
+    store.close()
+    with pytest.raises(StoreClosed, match="open it again"):
+        store.count()
+    with pytest.raises(StoreClosed):
+        store.top(1)
+
+
+def test_a_label_is_a_name_in_expressions(store):
+    """Names work wherever numbers do, and why() says them."""
+    ids = store.insert_many([f"memory {i}" for i in range(30)])
+    neuron = int(store.trace(ids[0]).neurons[0])
+    store.neurons.label(neuron, "first things", grade=0.8)
+    assert store.top("first things", 3) == store.top(neuron, 3)
+    assert store.composite("+'first things'", 3) == store.composite(N[neuron], 3)
+    assert "'first things'" in store.top(neuron, 1)[0].why()
+    known = store.neurons["first things"]
+    assert (known.id, known.label, known.grade) == (neuron, "first things", 0.8)
+    with pytest.raises(InvalidInput, match="did you mean 'first things'"):
+        store.top("first thing")
+    with pytest.raises(InvalidInput, match="already"):
+        store.neurons.label((neuron + 1) % 10, "first things")
+    store.neurons.label(neuron, None)
+    assert store.neurons.labels() == []
+
+
+def test_neuron_statistics_equal_those_of_the_dense_matrix(store):
+    """Fires, mean, maximum, histogram and category AUC, against a pairwise count."""
+    store.insert_many([{"text": f"m {i}", "category": "AB"[i % 3 == 0]} for i in range(60)])
+    dense = store.traces().to_dense()
+    inside = np.array([m.category == "B" for m in store.iter()])
+    for number in range(10):
+        column, known = dense[:, number], store.neurons[number]
+        fired = column[column > 0]
+        assert known.fires == len(fired)
+        assert known.fire_rate == len(fired) / 60
+        assert sum(known.histogram) == len(fired)
+        if len(fired):
+            assert known.mean == pytest.approx(fired.mean())
+            assert known.maximum == fired.max()
+        pairs = column[inside][:, None] - column[~inside][None, :]
+        auc = ((pairs > 0) + 0.5 * (pairs == 0)).mean()
+        assert known.categories["B"] == pytest.approx(auc)
+        assert [hit.score for hit in known.top] == sorted(fired, reverse=True)[:5]
+
+
+def test_half_life_prefers_the_young(store):
+    """Two equal texts: the newer first, its score about twice the one that is a half-life older."""
+    now = datetime.now(UTC)
+    old = store.insert("same words", occurred_at=now - timedelta(days=30))
+    new = store.insert("same words", occurred_at=now)
+    assert [hit.id for hit in store.search("same words", 2)] == [old, new]
+    hits = store.search("same words", 2, half_life="30d")
+    assert [hit.id for hit in hits] == [new, old]
+    assert hits[1].score == pytest.approx(hits[0].score / 2, rel=1e-4)
+    assert sum(hits[1].parts.values()) == pytest.approx(hits[1].score)
+    assert "age" in hits[1].why()
+
+
+def test_hits_become_dicts_frames_and_tables(store):
+    """The same rows in each form."""
+    store.insert_many([{"text": f"m {i}", "metadata": {"i": i}} for i in range(5)])
+    hits = store.search("m 1", 3)
+    assert [row["id"] for row in hits.to_dicts()] == [hit.id for hit in hits]
+    assert hits.to_pandas()["score"].tolist() == [hit.score for hit in hits]
+    assert hits.to_arrow().column("text").to_pylist() == [hit.text for hit in hits]
+    assert hits[:0].__class__ is tuple
+
+
+def test_traces_become_a_scipy_matrix(store):
+    """CSR arrays are what scipy expects."""
+    store.insert_many([f"m {i}" for i in range(20)])
+    traces = store.traces()
+    assert np.array_equal(traces.to_scipy().toarray(), traces.to_dense())
+    assert len(traces) == 20
+    assert traces[3].to_dict() == store.trace(int(traces.ids[3])).to_dict()
+
+
+def test_a_missing_extra_names_it(store, monkeypatch):
+    """Without pandas the error says what to install."""
+    monkeypatch.setitem(__import__("sys").modules, "pandas", None)
+    store.insert("x")
+    with pytest.raises(MissingExtra, match=r"memstore-sae\[data\]"):
+        store.search("x", 1).to_pandas()
+
+
+def test_export_is_what_import_reads(store, path, tmp_path):
+    """Every memory a line, and the file appears whole."""
+    from memstore.files import read_rows
+
+    store.insert_many([{"text": f"m {i}", "category": "A", "key": str(i)} for i in range(5)])
+    assert store.export(tmp_path / "out.jsonl") == 5
+    rows = list(read_rows(str(tmp_path / "out.jsonl"), None, "text"))
+    assert [row["text"] for row in rows] == [memory.text for memory in store.iter()]
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_backup_of_a_live_store_is_a_store(path, tmp_path, encoder):
+    """It opens, holds the same, and an existing file is not overwritten."""
+    with MemoryStore.open(path, encoder=encoder) as store:
+        store.insert_many([f"m {i}" for i in range(50)])
+        store.backup(tmp_path / "copy.db")
+        with pytest.raises(Exception, match="exists"):
+            store.backup(tmp_path / "copy.db")
+        with MemoryStore.open(tmp_path / "copy.db", mode="r", encoder=encoder) as copy:
+            assert list(copy.iter()) == list(store.iter())
+            assert copy.check() == []
+
+
+def test_check_finds_what_repair_mends(path, encoder):
+    """A word list that lost a text is found and rebuilt."""
+    with MemoryStore.open(path, encoder=encoder) as store:
+        store.insert_many([f"unique{i}" for i in range(20)])
+        assert store.check() == []
+        with store._database.driver() as raw:
+            raw.execute("INSERT INTO memory_words (memory_words) VALUES ('delete-all')")
+        assert len(store.search("unique3", by="words")) == 0
+        assert any("word lists" in problem for problem in store.check())
+        assert store.repair() == []
+        assert len(store.search("unique3", by="words")) == 1
+
+
+def test_two_encoders_give_other_fingerprints():
+    """One changed weight is another encoder."""
+    assert make_encoder(0).fingerprint == make_encoder(0).fingerprint
+    assert make_encoder(0).fingerprint != make_encoder(1).fingerprint
