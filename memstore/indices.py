@@ -80,15 +80,15 @@ class Indices:
         return index
 
     def _load(self, kind: str, state: StoreState, encoder: EncoderRecord) -> segments.Loaded | None:
-        if self.folder is None:
+        if self.folder is None or state.index_token is None:
             return None
-        loaded = segments.load(self.folder, kind, state.store_id, encoder.fingerprint, state.change)
+        loaded = segments.load(
+            self.folder, kind, state.index_token, encoder.fingerprint, state.change
+        )
         return None if loaded is None or behind(loaded.change, state) else loaded
 
     def save(self, connection: Connection, state: StoreState, encoder: EncoderRecord) -> None:
         """Write both indices to files. Raises ``OSError``; nothing but speed is lost by that."""
-        if self.folder is None:
-            return
         with self.turn:
             arrays = self.neurons(connection, state, encoder).to_arrays()
             self._write(TRACES, state, encoder, arrays)
@@ -102,9 +102,9 @@ class Indices:
         encoder: EncoderRecord,
         arrays: Mapping[str, NDArray[Any]],
     ) -> None:
-        if self.folder is None:
+        if self.folder is None or state.index_token is None:
             return
-        stamp = segments.Stamp(kind, state.store_id, encoder.fingerprint, state.change)
+        stamp = segments.Stamp(kind, state.index_token, encoder.fingerprint, state.change)
         segments.save(self.folder, stamp, arrays)
 
     def forget(self) -> None:

@@ -470,10 +470,13 @@ class MemoryStore:
 
     def _save_index(self) -> None:
         database = self._open_database()
+        if self._indices.folder is None:
+            return
+        with database.exclusive() as connection:
+            neurons.renew_index_token(connection)
         with self._indices.turn, database.read() as connection:
             record = neurons.require_encoder(connection)
-            state = neurons.state(connection)
-            self._indices.save(connection, state, record)
+            self._indices.save(connection, neurons.state(connection), record)
 
 
 def open_database(path: str | os.PathLike[str], mode: Mode, busy_timeout: float) -> Database:
@@ -492,7 +495,7 @@ def open_database(path: str | os.PathLike[str], mode: Mode, busy_timeout: float)
         require_folder(file)
     database = Database(file, mode, busy_timeout)
     try:
-        if found != "store":
+        if mode == "rw" and (found != "store" or not migrate.is_set_up(database)):
             migrate.create(database)
         migrate.require_current(database)
     except BaseException:

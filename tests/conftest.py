@@ -30,7 +30,8 @@ def make_encoder(seed: int = 0, neurons: int = NEURONS) -> Encoder:
     random = np.random.default_rng(seed)
     config = SAEConfig("topk", DIMENSION, neurons, k=min(K, neurons))
     tensors = {
-        name: random.normal(size=shape).astype(np.float32) for name, shape in config.shapes().items()
+        name: random.normal(size=shape).astype(np.float32)
+        for name, shape in config.shapes().items()
     }
     return Encoder(
         FunctionEmbedder(grid_vectors, DIMENSION, "grid"),

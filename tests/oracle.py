@@ -7,20 +7,19 @@ Nothing here calls memstore's index, core or search. Activations come from the S
 import bisect
 import math
 import operator
-import re
 import sqlite3
 import struct
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 from memstore.types import Hits
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MISSING = object()
-
-# --- rows --------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -37,11 +36,6 @@ class Row:
     vector: tuple[float, ...] = ()
     activations: dict[int, float] = field(default_factory=dict)
 
-    @property
-    def born(self) -> datetime:
-        """When age begins."""
-        return self.occurred_at or self.created_at
-
 
 def read_truth(connection: sqlite3.Connection, rows: Mapping[int, Row]) -> None:
     """Complete rows from the database, insisting that it holds exactly their texts."""
@@ -56,8 +50,6 @@ def read_truth(connection: sqlite3.Connection, rows: Mapping[int, Row]) -> None:
     for memory_id, neuron, activation in connection.execute(found):
         rows[memory_id].activations[neuron] = activation
 
-
-# --- scores ------------------------------------------------------------------------------------
 
 COMPARE: dict[str, Callable] = {
     ">": operator.gt,
@@ -95,12 +87,20 @@ class Asked:
         )
 
 
-def composite_scores(
-    rows: Iterable[Row], asked: Asked, min_score: float | None = 0.0
-) -> dict[int, float]:
-    """Return {id: score} of the candidates of a composite."""
+class Mark(NamedTuple):
+    """A score, and what memories have alike that tie exactly, however scores are rounded."""
+
+    score: float
+    like: object
+
+
+Marks = Mapping[int, Mark]
+
+
+def composite_scores(rows: Iterable[Row], asked: Asked, min_score: float | None = 0.0) -> Marks:
+    """Return the score of each candidate of a composite, summed by ascending neuron."""
     positive = [neuron for neuron, weight in asked.weights().items() if weight > 0]
-    scores = {}
+    marks = {}
     for row in rows:
         score = 0.0
         for share in asked.parts(row).values():
@@ -108,21 +108,27 @@ def composite_scores(
         fires = any(neuron in row.activations for neuron in positive)
         above = min_score is None or score > min_score
         if asked.admits(row) and (not positive or (fires and above)):
-            scores[row.id] = score
-    return scores
+            marks[row.id] = Mark(score, score)
+    return marks
 
 
-def dot(a: Sequence[float], b: Sequence[float]) -> float:
-    return math.fsum(x * y for x, y in zip(a, b, strict=True))
+def firing(rows: Iterable[Row], neuron: int) -> Marks:
+    """Return the activation of every row for which a neuron fires."""
+    fires = {row.id: row.activations.get(neuron) for row in rows}
+    return {i: Mark(activation, activation) for i, activation in fires.items() if activation}
 
 
-def dense_scores(rows: Iterable[Row], query: Sequence[float]) -> dict[int, float]:
+def dense_scores(rows: Iterable[Row], query: Sequence[float]) -> Marks:
     """Return the cosine of vectors for every row."""
-    length = math.sqrt(dot(query, query))
-    return {r.id: dot(query, r.vector) / length / math.sqrt(dot(r.vector, r.vector)) for r in rows}
+    marks = {}
+    for row in rows:
+        product = math.fsum(x * y for x, y in zip(query, row.vector, strict=True))
+        score = product / math.hypot(*query) / math.hypot(*row.vector)
+        marks[row.id] = Mark(score, row.vector)
+    return marks
 
 
-def neuron_idf(live: Sequence[Row], width: int) -> dict[int, float]:
+def neuron_idf(live: Collection[Row], width: int) -> dict[int, float]:
     """Return ln((1 + N) / (1 + df)) + 1 for every neuron."""
     fires = Counter(neuron for row in live for neuron in row.activations)
     return {n: math.log((1 + len(live)) / (1 + fires[n])) + 1 for n in range(width)}
@@ -130,28 +136,25 @@ def neuron_idf(live: Sequence[Row], width: int) -> dict[int, float]:
 
 def trace_scores(
     rows: Iterable[Row], query: Mapping[int, float], weights: Mapping[int, float] | None = None
-) -> dict[int, float]:
+) -> Marks:
     """Return the cosine of traces for every row that shares a neuron with the query."""
 
     def weighed(trace: Mapping[int, float]) -> dict[int, float]:
         return {n: a * (1.0 if weights is None else weights[n]) for n, a in trace.items()}
 
-    def length(trace: Mapping[int, float]) -> float:
-        return math.sqrt(math.fsum(a * a for a in trace.values()))
-
-    asked, scores = weighed(query), {}
+    asked, marks = weighed(query), {}
     for row in rows:
         own = weighed(row.activations)
-        shared = own.keys() & asked.keys()
-        if shared:
+        if shared := own.keys() & asked.keys():
             product = math.fsum(own[n] * asked[n] for n in shared)
-            scores[row.id] = product / length(own) / length(asked)
-    return scores
+            score = product / math.hypot(*own.values()) / math.hypot(*asked.values())
+            marks[row.id] = Mark(score, tuple(row.activations.items()))
+    return marks
 
 
-def word_scores(live: Iterable[Row], query: str) -> dict[int, float]:
-    """Return FTS5's own BM25 (sign turned) for any of the query's words, from a fresh table."""
-    with sqlite3.connect(":memory:") as connection:
+def word_scores(live: Iterable[Row], rows: Iterable[Row], query: str) -> Marks:
+    """Return FTS5's own BM25 (sign turned) of rows with any of the words, from a fresh table."""
+    with closing(sqlite3.connect(":memory:")) as connection:
         connection.execute("CREATE VIRTUAL TABLE own USING fts5(text, tokenize='unicode61')")
         pairs = [(row.id, row.text) for row in live]
         connection.executemany("INSERT INTO own (rowid, text) VALUES (?, ?)", pairs)
@@ -161,86 +164,91 @@ def word_scores(live: Iterable[Row], query: str) -> dict[int, float]:
         connection.execute("INSERT INTO asked (text) VALUES (?)", (query,))
         terms = connection.execute("SELECT term FROM term ORDER BY offset")
         match = " OR ".join(f'"{term}"' for term in dict.fromkeys(term for (term,) in terms))
-        found = connection.execute(
-            "SELECT rowid, -bm25(own) FROM own WHERE own MATCH ?", (match,)
-        ).fetchall()
-    connection.close()
-    return dict(found)
+        ranked = "SELECT rowid, -bm25(own) FROM own WHERE own MATCH ?"
+        found = dict(connection.execute(ranked, (match,)).fetchall())
+    return {row.id: Mark(found[row.id], found[row.id]) for row in rows if row.id in found}
 
 
-def faded(
-    rows: Mapping[int, Row], scores: Mapping[int, float], half_life: timedelta, now: datetime
-):
+def steered(rows: Iterable[Row], marks: Marks, asked: Asked) -> Marks:
+    """Return the scores of the rows with the weighted activations of an expression added."""
+    added = {row.id: sum(asked.parts(row).values()) for row in rows}
+    return {i: Mark(marks[i].score + share, marks[i].like) for i, share in added.items()}
+
+
+def faded(rows: Mapping[int, Row], marks: Marks, half_life: timedelta, now: datetime) -> Marks:
     """Return the scores halved with every half-life of age; what is not positive stays."""
     result = {}
-    for memory_id, score in scores.items():
-        age = max(now - rows[memory_id].born, timedelta(0))
-        result[memory_id] = score * 0.5 ** (age / half_life) if score > 0 else score
+    for memory_id, (score, like) in marks.items():
+        born = rows[memory_id].occurred_at or rows[memory_id].created_at
+        factor = 0.5 ** (max(now - born, timedelta(0)) / half_life)
+        result[memory_id] = Mark(score * factor if score > 0 else score, (like, born))
     return result
 
 
-# --- order -------------------------------------------------------------------------------------
-
-
-def rank_windows(
-    scores: Mapping[int, float], twins: Mapping[int, object], tolerance: float
-) -> dict[int, tuple[int, int]]:
+def rank_windows(marks: Marks, tolerance: float) -> dict[int, tuple[int, int]]:
     """Return the first and last rank each id may have, scores being known to ``tolerance``.
 
-    Ids with equal ``twins`` tie exactly, so among them the order is known: by id.
+    Those alike tie exactly, so among them the order is known: by id.
     """
-    ascending = sorted(scores.values())
+    ascending = sorted(mark.score for mark in marks.values())
     families = defaultdict(list)
-    for memory_id in sorted(scores):
-        families[twins[memory_id]].append(memory_id)
+    for memory_id in sorted(marks):
+        families[marks[memory_id].like].append(memory_id)
     windows = {}
-    for memory_id, score in scores.items():
-        family = families[twins[memory_id]]
-        before = family.index(memory_id)
+    for memory_id, (score, like) in marks.items():
+        elder = families[like].index(memory_id)
+        younger = len(families[like]) - elder - 1
         above = len(ascending) - bisect.bisect_right(ascending, score + tolerance)
         reachable = len(ascending) - bisect.bisect_left(ascending, score - tolerance)
-        windows[memory_id] = (above + before + 1, reachable - (len(family) - before - 1))
+        windows[memory_id] = (above + elder + 1, reachable - younger)
     return windows
 
 
-def assert_ranking(
-    hits: Hits,
-    scores: Mapping[int, float],
-    k: int,
-    tolerance: float = 0.0,
-    twins: Mapping[int, object] | None = None,
-) -> None:
-    """Insist on the k best of ``scores``: values to ``tolerance``, order, ties, none left out."""
-    twins = scores if twins is None else twins
+def assert_ranking(hits: Hits, marks: Marks, k: int, tolerance: float = 0.0) -> None:
+    """Insist on the k best: scores to ``tolerance``, order, ties, and none left out."""
     order = [(-hit.score, hit.id) for hit in hits]
-    expected = sorted((-score, memory_id) for memory_id, score in scores.items())[:k]
+    expected = sorted((-mark.score, memory_id) for memory_id, mark in marks.items())[:k]
     detail = f"\ngot      {order}\nexpected {expected}"
     assert len({hit.id for hit in hits}) == len(hits) == len(expected), detail
     assert order == sorted(order), f"not by score, then id{detail}"
-    by_twin: dict[object, float] = {}
-    windows = rank_windows(scores, twins, tolerance)
+    windows, of_like = rank_windows(marks, tolerance), {}
     for rank, hit in enumerate(hits, start=1):
-        assert hit.id in scores, f"{hit.id} is no candidate{detail}"
-        assert abs(hit.score - scores[hit.id]) <= tolerance, f"score of {hit.id}{detail}"
+        assert hit.id in marks, f"{hit.id} is no candidate{detail}"
+        score, like = marks[hit.id]
+        assert abs(hit.score - score) <= tolerance, f"score of {hit.id}{detail}"
         assert windows[hit.id][0] <= rank <= windows[hit.id][1], f"rank of {hit.id}{detail}"
-        same = by_twin.setdefault(twins[hit.id], hit.score)
-        assert hit.score == same, f"{hit.id} does not tie with its like{detail}"
-    left_out = scores.keys() - {hit.id for hit in hits}
+        assert hit.score == of_like.setdefault(like, hit.score), f"{hit.id} does not tie{detail}"
+    left_out = marks.keys() - {hit.id for hit in hits}
     assert all(windows[memory_id][1] > k for memory_id in left_out), f"left out{detail}"
 
 
-def fusion_shares(
-    scores: Mapping[int, float], twins: Mapping[int, object], tolerance: float, depth: int
-) -> dict[int, tuple[float, float]]:
+def fusion_shares(marks: Marks, tolerance: float, depth: int) -> dict[int, tuple[float, float]]:
     """Return the least and most that a side may add to each id: 1 / (60 + rank), or nothing."""
     shares = {}
-    for memory_id, (first, last) in rank_windows(scores, twins, tolerance).items():
+    for memory_id, (first, last) in rank_windows(marks, tolerance).items():
         least = 1 / (60 + last) if last <= depth else 0.0
         shares[memory_id] = (least, 1 / (60 + first) if first <= depth else 0.0)
     return shares
 
 
-# --- filters -----------------------------------------------------------------------------------
+def assert_fused(
+    hits: Hits, shares: Mapping[str, Mapping[int, tuple[float, float]]], k: int
+) -> None:
+    """Insist on the best sums; a share is a range where rounding alone decides a rank."""
+    order = [(-hit.score, hit.id) for hit in hits]
+    assert order == sorted(order), f"not by score, then id: {order}"
+    for hit in hits:
+        assert set(hit.parts) <= set(shares)
+        assert abs(hit.score - sum(hit.parts.values())) < 1e-12, hit
+        for side, ranges in shares.items():
+            least, most = ranges.get(hit.id, (0.0, 0.0))
+            assert least - 1e-12 <= hit.parts.get(side, 0.0) <= most + 1e-12, (side, hit)
+    least_sums: Counter[int] = Counter()
+    for ranges in shares.values():
+        least_sums.update({i: least for i, (least, _) in ranges.items() if least > 0})
+    assert min(k, len(least_sums)) <= len(hits) <= k
+    for memory_id in least_sums.keys() - {hit.id for hit in hits}:
+        assert least_sums[memory_id] <= hits[-1].score + 1e-12, f"{memory_id} is left out: {order}"
 
 
 def passes(where: Mapping[str, object], row: Row) -> bool:

@@ -79,7 +79,8 @@ def test_nothing_and_far_too_much_are_refused(text):
 
 
 @pytest.mark.parametrize(
-    "value", [None, 1.5, True, [], {}, {"": 1}, {1.5: 1}, {15: float("nan")}, {15: 1e300}, {15: "1"}]
+    "value",
+    [None, 1.5, True, [], {}, {"": 1}, {1.5: 1}, {15: float("nan")}, {15: 1e300}, {15: "1"}],
 )
 def test_other_things_are_no_expression(value):
     """Each is refused with what would do instead."""

@@ -54,7 +54,10 @@ WRONG = {
     "NaN vector": (InvalidVector, lambda s: s.insert_many(["a"], vectors=NAN)),
     "zero vector": (InvalidVector, lambda s: s.insert_many(["a"], vectors=np.zeros((1, 6)))),
     "wrong dimension": (InvalidVector, lambda s: s.insert_many(["a"], vectors=np.ones((1, 7)))),
-    "too few vectors": (InvalidVector, lambda s: s.insert_many(["a", "b"], vectors=np.ones((1, 6)))),
+    "too few vectors": (
+        InvalidVector,
+        lambda s: s.insert_many(["a", "b"], vectors=np.ones((1, 6))),
+    ),
     "too few for a stream": (
         InvalidVector,
         lambda s: s.insert_many(iter(["a", "b"]), vectors=np.ones((1, 6))),

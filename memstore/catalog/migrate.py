@@ -34,6 +34,12 @@ def revision(connection: Connection) -> str | None:
     return None if found is None else str(found)
 
 
+def is_set_up(database: Database) -> bool:
+    """Return whether any migration has run."""
+    with database.read() as connection:
+        return revision(connection) is not None
+
+
 def require_current(database: Database) -> None:
     """Raise ``StoreOutOfDate`` or ``StoreTooNew`` unless the schema is the one of this version."""
     with database.read() as connection:
@@ -49,7 +55,10 @@ def require_current(database: Database) -> None:
 
 
 def create(database: Database) -> None:
-    """Make a new store by running the migrations; harmless where another process was faster."""
+    """Make a new store by running the migrations, or finish one whose making was cut short.
+
+    Harmless where another process was faster.
+    """
     with database.driver() as raw:
         raw.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         raw.execute("PRAGMA journal_mode = WAL")
@@ -58,7 +67,7 @@ def create(database: Database) -> None:
             return
         run_migrations(connection, HEAD)
         connection.execute(
-            text("INSERT INTO store VALUES (1, :store_id, 0, 0, NULL, :now)"),
+            text("INSERT INTO store VALUES (1, :store_id, 0, 0, NULL, NULL, :now)"),
             {"store_id": uuid.uuid4().hex, "now": time.time_ns() // 1000},
         )
 

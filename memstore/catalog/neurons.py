@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,21 +37,35 @@ class StoreState:
     """The one row of table ``store``.
 
     ``change`` counts write transactions. ``log_floor`` is the change up to which the log of
-    deletions was cleared: an index older than it cannot be brought up to date.
+    deletions was cleared: an index older than it cannot be brought up to date. ``index_token`` is
+    what a saved index must carry: a change number alone could belong to a future that a restored
+    backup has undone.
     """
 
     store_id: str
     change: int
     log_floor: int
+    index_token: str | None
     encoder_id: int | None
 
 
 def state(connection: Connection) -> StoreState:
     """Return the store's identity, change number and encoder."""
     row = connection.execute(
-        select(store.c.store_id, store.c.change, store.c.log_floor, store.c.encoder_id)
+        select(
+            store.c.store_id,
+            store.c.change,
+            store.c.log_floor,
+            store.c.index_token,
+            store.c.encoder_id,
+        )
     ).one()
     return StoreState(*row)
+
+
+def renew_index_token(connection: Connection) -> None:
+    """Disown every index file written so far; the next ones carry the new token."""
+    connection.execute(update(store).values(index_token=uuid.uuid4().hex))
 
 
 def active_encoder(connection: Connection) -> EncoderRecord | None:

@@ -35,6 +35,7 @@ store = Table(
     Column("store_id", String, nullable=False),
     Column("change", Integer, nullable=False),
     Column("log_floor", Integer, nullable=False),
+    Column("index_token", String),
     Column("encoder_id", Integer, ForeignKey("encoder.id")),
     Column("created_at", Integer, nullable=False),
 )

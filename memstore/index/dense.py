@@ -127,8 +127,10 @@ class DenseIndex:
     def _scored(self, vector: Float32, rows: Int64) -> Ranked:
         # Each row is summed alone: a matrix product would round by the shape of its blocks, and
         # two equal vectors could come out unequal.
-        products = self._vectors(rows).astype(np.float64) * vector.astype(np.float64)
-        return Ranked(self.ids[rows], products.sum(axis=1))
+        vectors, query = self._vectors(rows).astype(np.float64), vector.astype(np.float64)
+        # Unit length holds to float32 only; dividing by the norms keeps a cosine within 1.
+        norms = np.sqrt((vectors * vectors).sum(axis=1)) * np.sqrt((query * query).sum())
+        return Ranked(self.ids[rows], np.minimum((vectors * query).sum(axis=1) / norms, 1.0))
 
     def _vectors(self, rows: Int64) -> Float32:
         if not len(rows):

@@ -2,7 +2,7 @@
 
 Layout, little-endian: 8 bytes ``MEMSTIDX``; u32 length of the header and u32 CRC-32 of it; the
 header, JSON; padding to 64, where the body begins; then each array at its 64-aligned offset from
-there. The header says format, kind, store id, encoder fingerprint, change number, CRC-32 of all
+there. The header says format, kind, token, encoder fingerprint, change number, CRC-32 of all
 that follows it, and name, type, shape and offset of each array.
 
 A file is written aside, fsynced and renamed. One that is missing, torn, stale, of another store or
@@ -34,10 +34,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Stamp:
-    """What a file must match to be believed. ``change`` is the state of the catalog it shows."""
+    """What a file must match to be believed.
+
+    ``token`` is the one the catalog renews before each save, so a file of another store, or of a
+    future that a restored backup has undone, has another. ``change`` is the state it shows.
+    """
 
     kind: str
-    store_id: str
+    token: str
     fingerprint: str
     change: int
 
@@ -86,7 +90,7 @@ def write(file: BinaryIO, stamp: Stamp, arrays: Mapping[str, NDArray[Any]]) -> N
         {
             "format": FORMAT,
             "kind": stamp.kind,
-            "store_id": stamp.store_id,
+            "token": stamp.token,
             "fingerprint": stamp.fingerprint,
             "change": stamp.change,
             "crc32": body_crc,
@@ -120,16 +124,15 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def load(folder: Path, kind: str, store_id: str, fingerprint: str, newest: int) -> Loaded | None:
+def load(folder: Path, kind: str, token: str, fingerprint: str, newest: int) -> Loaded | None:
     """Return the arrays of the file of this kind, or None where it cannot be believed.
 
-    ``newest`` is the catalog's change: a file that shows a later one belongs to a store that has
-    since been replaced by an older copy of itself.
+    ``token`` and ``newest``, the change number, are the catalog's.
     """
     path = folder / f"{kind}.seg"
     try:
         header, start, size = read_header(path)
-        if not matches(header, kind, store_id, fingerprint, newest):
+        if not matches(header, kind, token, fingerprint, newest):
             return None
         with path.open("rb") as file:
             file.seek(start)
@@ -162,13 +165,13 @@ def read_header(path: Path) -> tuple[dict[str, Any], int, int]:
 
 
 def matches(
-    header: Mapping[str, Any], kind: str, store_id: str, fingerprint: str, newest: int
+    header: Mapping[str, Any], kind: str, token: str, fingerprint: str, newest: int
 ) -> bool:
     """Return whether a file shows this store under this encoder."""
     return bool(
         header["format"] == FORMAT
         and header["kind"] == kind
-        and header["store_id"] == store_id
+        and header["token"] == token
         and header["fingerprint"] == fingerprint
         and 0 <= header["change"] <= newest
     )

@@ -60,17 +60,22 @@ def measure(sae: SAE, vectors: Float32) -> Measures:
 def held_out_rows(vectors: Float32, share: float, near: float, seed: int) -> NDArray[np.bool_]:
     """Return a boolean mask of rows to hold out: a random ``share`` without near-duplicates.
 
-    A row whose cosine to any other-side row is ``near`` or more stays in training: a copy of a
-    training text would measure memory, not generalisation.
+    A row whose cosine to any training row is ``near`` or more goes to training too, and so do the
+    rows near to that one: a copy of a training text would measure memory, not generalisation.
     """
     chosen = np.random.default_rng(seed).random(len(vectors)) < share
-    training = vectors[~chosen]
-    rows = np.flatnonzero(chosen)
-    for start in range(0, len(rows), BATCH):
-        part = rows[start : start + BATCH]
-        nearest = np.full(len(part), -1.0, dtype=np.float32)
-        for other in range(0, len(training), 16 * BATCH):
-            products = vectors[part] @ training[other : other + 16 * BATCH].T
-            np.maximum(nearest, products.max(axis=1, initial=-1.0), out=nearest)
-        chosen[part[nearest >= near]] = False
+    joined = np.flatnonzero(~chosen)
+    while len(joined):
+        rows = np.flatnonzero(chosen)
+        joined = rows[nearest(vectors[rows], vectors[joined]) >= near]
+        chosen[joined] = False
     return chosen
+
+
+def nearest(vectors: Float32, others: Float32) -> Float32:
+    """Return the cosine of each unit vector to the nearest of the others."""
+    found = np.full(len(vectors), -1.0, dtype=np.float32)
+    for start in range(0, len(others), 16 * BATCH):
+        products = vectors @ others[start : start + 16 * BATCH].T
+        np.maximum(found, products.max(axis=1, initial=-1.0), out=found)
+    return found

@@ -23,6 +23,7 @@ CREATE TABLE store (
     store_id TEXT NOT NULL,
     change INTEGER NOT NULL,
     log_floor INTEGER NOT NULL,
+    index_token TEXT,
     encoder_id INTEGER REFERENCES encoder (id),
     created_at INTEGER NOT NULL
 );

@@ -1,0 +1,153 @@
+"""The SAE: numpy equals torch, training resumes to the same result, measures are what they say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from memstore import layout
+from memstore.sae import weights
+from memstore.sae.config import SAEConfig
+from memstore.sae.encode import SAE, keep_largest
+from memstore.sae.measure import held_out_rows, measure
+
+torch = pytest.importorskip("torch", reason="training needs the train extra")
+from memstore.sae.model import TopK  # noqa: E402 - after the check for torch
+from memstore.sae.train import TrainConfig, Trainer  # noqa: E402 - after the check for torch
+
+
+def clustered(rows, dimension=16, seed=0):
+    """Unit vectors made of a few directions each, as an SAE would like them."""
+    random = np.random.default_rng(seed)
+    directions = random.normal(size=(24, dimension))
+    mixing = random.exponential(size=(rows, 24)) * (random.random((rows, 24)) < 0.12)
+    vectors = mixing @ directions + 0.05 * random.normal(size=(rows, dimension)) + 0.3
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_forward_in_torch_equals_encode_in_numpy():
+    """Activations, neurons and reconstruction agree between the two."""
+    config = SAEConfig("topk", 16, 40, k=5)
+    model = TopK(config, torch.full((16,), 0.1), torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        model.encoder_bias.copy_(torch.randn(40, generator=torch.Generator().manual_seed(1)) * 0.1)
+    vectors = clustered(300)
+    forward = model(torch.from_numpy(vectors))
+    dense = torch.zeros(300, 40).scatter(1, forward.neurons, forward.activations)
+    sae = SAE(config, model.tensors())
+    assert np.allclose(sae.activations(vectors), dense.detach().numpy(), atol=1e-6)
+    decoded = sae.decode(sae.activations(vectors))
+    assert np.allclose(decoded, forward.reconstruction.detach().numpy(), atol=1e-6)
+
+
+def test_the_k_largest_are_kept_and_ties_go_to_the_lower_neuron():
+    """Against a plain sort of each row."""
+    values = np.random.default_rng(0).integers(0, 4, (400, 12)).astype(np.float32)
+    for k in (1, 3, 12):
+        kept = keep_largest(values, k)
+        for row, result in zip(values, kept, strict=True):
+            order = sorted(range(12), key=lambda i: (-row[i], i))[:k]
+            assert result.tolist() == [row[i] if i in order else 0 for i in range(12)]
+
+
+def test_encoding_in_pieces_equals_encoding_at_once():
+    """More rows than a batch; the stored float16 is the rounded activation."""
+    sae = SAE.load(layout.NARRATIVES_SAE_FOLDER)
+    vectors = clustered(5000, 384)
+    traces = sae.encode(vectors)
+    whole = sae.activations(vectors).astype(np.float16).astype(np.float64)
+    assert np.array_equal(traces.to_dense(), whole)
+
+
+@pytest.fixture(scope="module")
+def vectors():
+    return clustered(4000)
+
+
+CONFIG = SAEConfig("topk", 16, 48, k=4)
+SCHEDULE = TrainConfig(epochs=6, batch=128, learning_rate=3e-3, dead_rows=1000)
+
+
+def test_training_explains_variance_and_leaves_no_neuron_dead(vectors, tmp_path):
+    """A trained SAE explains more than PCA of the same number of numbers a row."""
+    model = Trainer(vectors[:3500], CONFIG, SCHEDULE, tmp_path).run()
+    result = measure(SAE(CONFIG, model.tensors()), vectors[3500:])
+    centred = vectors[3500:] - vectors[:3500].mean(axis=0)
+    _, _, axes = np.linalg.svd(vectors[:3500] - vectors[:3500].mean(axis=0), full_matrices=False)
+    rest = centred - centred @ axes[:4].T @ axes[:4]
+    assert result.fvu < (rest**2).sum() / (centred**2).sum()
+    assert result.dead == 0
+    norms = model.directions.detach().norm(dim=1).numpy()
+    assert np.allclose(norms, 1, atol=1e-5)
+
+
+def test_an_interrupted_training_ends_like_an_uninterrupted_one(vectors, tmp_path):
+    """Ctrl-C at any step, then the same call again: the same weights."""
+    whole = Trainer(vectors, CONFIG, SCHEDULE, tmp_path / "whole").run()
+
+    def interrupt(done, total):
+        if done >= 70 * 128:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(vectors, CONFIG, SCHEDULE, tmp_path / "cut").run(interrupt)
+    resumed = Trainer(vectors, CONFIG, SCHEDULE, tmp_path / "cut")
+    resumed.restore()
+    assert resumed.step == 70
+    again = resumed.run()
+    for name, tensor in whole.tensors().items():
+        assert np.allclose(again.tensors()[name], tensor, atol=1e-5), name
+
+
+def test_a_checkpoint_of_another_run_is_not_taken_up(vectors, tmp_path):
+    """Another seed or other data begins anew."""
+    Trainer(vectors, CONFIG, SCHEDULE, tmp_path).run()
+    other = Trainer(vectors, CONFIG, TrainConfig(epochs=6, batch=128, seed=1), tmp_path)
+    other.restore()
+    assert other.step == 0
+
+
+def test_measures_equal_their_definitions(vectors):
+    """FVU, L0, dead and fire rates, each from the dense matrix."""
+    sae = SAE(
+        CONFIG,
+        {
+            n: np.random.default_rng(3).normal(size=s).astype(np.float32)
+            for n, s in CONFIG.shapes().items()
+        },
+    )
+    found = measure(sae, vectors)
+    dense = sae.encode(vectors).to_dense()
+    decoded = dense @ sae.tensors["decoder.weight"].T + sae.tensors["decoder.bias"]
+    variance = ((vectors - vectors.mean(axis=0)) ** 2).sum()
+    assert found.fvu == pytest.approx(((vectors - decoded) ** 2).sum() / variance, rel=1e-4)
+    assert found.l0 == pytest.approx((dense > 0).sum(axis=1).mean())
+    assert found.dead == ((dense > 0).sum(axis=0) == 0).sum()
+    assert found.max_fire_rate == pytest.approx((dense > 0).mean(axis=0).max())
+
+
+def test_held_out_rows_have_no_near_duplicate_in_training():
+    """Copies stay together on the training side; the split is a function of the seed."""
+    vectors = clustered(600)
+    doubled = np.concatenate([vectors, vectors[:300]])
+    mask = held_out_rows(doubled, 0.3, 0.95, seed=5)
+    products = doubled[mask] @ doubled[~mask].T
+    assert products.max() < 0.95
+    assert 0 < mask.sum() < 0.3 * len(doubled)
+    assert np.array_equal(mask, held_out_rows(doubled, 0.3, 0.95, seed=5))
+
+
+def test_weights_come_back_as_they_were_saved(tmp_path):
+    """float32 exactly, float16 rounded; the fingerprint follows the numbers."""
+    config = SAEConfig("topk", 8, 16, k=3)
+    tensors = {
+        n: np.random.default_rng(0).normal(size=s).astype(np.float32)
+        for n, s in config.shapes().items()
+    }
+    weights.save(tmp_path / "a", config, tensors)
+    loaded_config, loaded = weights.load(tmp_path / "a")
+    assert loaded_config == config
+    assert all(np.array_equal(loaded[name], tensors[name]) for name in tensors)
+    weights.save(tmp_path / "b", config, tensors, np.float16)
+    assert SAE.load(tmp_path / "a").fingerprint == weights.fingerprint(config, tensors)
+    assert SAE.load(tmp_path / "a").fingerprint != SAE.load(tmp_path / "b").fingerprint
