@@ -18,7 +18,8 @@ from memstore.core.ranking import Ranked, best, join
 from memstore.encoder import Encoder
 from memstore.errors import InvalidQuery
 from memstore.files import read_rows
-from memstore.store import IN_MEMORY, MemoryStore
+from memstore.opening import IN_MEMORY
+from memstore.store import MemoryStore
 from memstore.types import Embedder, Float64, Hits, Int64
 
 

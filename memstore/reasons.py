@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 #: Sentences for the sides of a text search; neurons have their own.
 SIDES = {
-    "dense": "cosine of the meanings; a dense score cannot be taken apart further",
+    "dense": "cosine of the two meanings, which no neuron takes apart",
     "trace": "neurons that fire for both",
     "words": "words in common (BM25)",
     "steer": "neurons asked for by steer",

@@ -8,8 +8,16 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import numpy as np
+
 from memstore.catalog.memories import NewMemory, to_microseconds
-from memstore.errors import InvalidInput, InvalidMetadata, InvalidText, InvalidTime
+from memstore.errors import (
+    InvalidInput,
+    InvalidMetadata,
+    InvalidQuery,
+    InvalidText,
+    InvalidTime,
+)
 
 #: About 25 pages. Longer texts say too many things for one trace.
 MAX_TEXT = 100_000
@@ -149,3 +157,10 @@ def pick(row: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     elif given is not None:
         rest["metadata"] = given
     return {**taken, "metadata": rest} if rest else taken
+
+
+def check_id(value: object) -> int:
+    """Return a memory id. Raises ``InvalidQuery`` for anything that cannot be one."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or not 0 <= value < 2**63:
+        raise InvalidQuery(f"{value!r} is not a memory id: ids are whole numbers")
+    return int(value)

@@ -72,7 +72,9 @@ class Graph:
     def linear(self, x: str, weights: dict[str, np.ndarray], name: str) -> str:
         """``x @ W.T + b`` with W stored as int8, one scale an output."""
         values, scale = self.int8(name, weights[f"{name}.weight"].T, axis=1)
-        matrix = self.node("DequantizeLinear", values, scale, axis=1)
+        # Cast and Mul, folded into one float matrix at load. DequantizeLinear would invite
+        # onnxruntime to fuse it into MatMulNBits, which rounds activations to int8 by default.
+        matrix = self.node("Mul", self.node("Cast", values, to=TensorProto.FLOAT), scale)
         bias = self.tensor(f"{name}.bias", weights[f"{name}.bias"])
         return self.node("Add", self.node("MatMul", x, matrix), bias)
 

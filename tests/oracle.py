@@ -81,10 +81,8 @@ class Asked:
 
     def admits(self, row: Row) -> bool:
         """Return whether every condition holds."""
-        return all(
-            COMPARE[op](row.activations.get(neuron, 0.0), bound)
-            for neuron, op, bound in self.conditions
-        )
+        fired = row.activations
+        return all(COMPARE[op](fired.get(n, 0.0), bound) for n, op, bound in self.conditions)
 
 
 class Mark(NamedTuple):
@@ -110,12 +108,6 @@ def composite_scores(rows: Iterable[Row], asked: Asked, min_score: float | None 
         if asked.admits(row) and (not positive or (fires and above)):
             marks[row.id] = Mark(score, score)
     return marks
-
-
-def firing(rows: Iterable[Row], neuron: int) -> Marks:
-    """Return the activation of every row for which a neuron fires."""
-    fires = {row.id: row.activations.get(neuron) for row in rows}
-    return {i: Mark(activation, activation) for i, activation in fires.items() if activation}
 
 
 def dense_scores(rows: Iterable[Row], query: Sequence[float]) -> Marks:
@@ -180,8 +172,8 @@ def faded(rows: Mapping[int, Row], marks: Marks, half_life: timedelta, now: date
     result = {}
     for memory_id, (score, like) in marks.items():
         born = rows[memory_id].occurred_at or rows[memory_id].created_at
-        factor = 0.5 ** (max(now - born, timedelta(0)) / half_life)
-        result[memory_id] = Mark(score * factor if score > 0 else score, (like, born))
+        factor = 0.5 ** (max(now - born, timedelta(0)) / half_life) if score > 0 else 1.0
+        result[memory_id] = Mark(score * factor, (like, born))
     return result
 
 
@@ -224,11 +216,12 @@ def assert_ranking(hits: Hits, marks: Marks, k: int, tolerance: float = 0.0) -> 
 
 def fusion_shares(marks: Marks, tolerance: float, depth: int) -> dict[int, tuple[float, float]]:
     """Return the least and most that a side may add to each id: 1 / (60 + rank), or nothing."""
-    shares = {}
-    for memory_id, (first, last) in rank_windows(marks, tolerance).items():
-        least = 1 / (60 + last) if last <= depth else 0.0
-        shares[memory_id] = (least, 1 / (60 + first) if first <= depth else 0.0)
-    return shares
+    windows = rank_windows(marks, tolerance)
+
+    def share(rank: int) -> float:
+        return 1 / (60 + rank) if rank <= depth else 0.0
+
+    return {i: (share(last), share(first)) for i, (first, last) in windows.items()}
 
 
 def assert_fused(
@@ -258,10 +251,9 @@ def passes(where: Mapping[str, object], row: Row) -> bool:
         "$or": lambda parts: any(passes(part, row) for part in parts),
         "$nor": lambda parts: not any(passes(part, row) for part in parts),
     }
-    return all(
-        logic[name](value) if name in logic else field_holds(look_up(name, row), value)
-        for name, value in where.items()
-    )
+    fields = {name: wanted for name, wanted in where.items() if name not in logic}
+    parts = [logic[name](parts) for name, parts in where.items() if name in logic]
+    return all(parts) and all(field_holds(look_up(n, row), wanted) for n, wanted in fields.items())
 
 
 def look_up(name: str, row: Row) -> object:

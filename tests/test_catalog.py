@@ -1,4 +1,4 @@
-"""The schema: one truth, versions recognised, upgrades that keep everything, the view for people."""
+"""The schema: one truth, versions recognised, upgrades that keep everything."""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,7 +31,7 @@ from memstore.errors import InvalidExpression, UnknownNeuron
         ("!7", ~N[7]),
         ("88>-1", N[88] > -1),
         ("1e-2*3", 0.01 * N[3]),
-        ("15 − 5", N[15] - N[5]),
+        ("15 \u2212 5", N[15] - N[5]),
         ("Größe + 名前", N["Größe"] + N["名前"]),
     ],
 )
@@ -104,10 +106,8 @@ def test_what_is_printed_parses_back(terms, conditions):
 @given(st.text(max_size=40))
 def test_any_text_parses_or_is_refused_in_words(text):
     """No input makes the parser fail in another way."""
-    try:
+    with contextlib.suppress(InvalidExpression):
         assert isinstance(parse(text), Expression)
-    except InvalidExpression as error:
-        assert str(error)
 
 
 def test_terms_of_one_neuron_add_up_and_zeros_go():

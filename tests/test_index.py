@@ -89,7 +89,7 @@ def test_damaged_files_are_ignored(saved, encoder, kind):
 
 def test_files_of_another_store_or_encoder_are_ignored(saved, encoder, tmp_path):
     """A folder copied beside another store is not believed."""
-    path, folder = saved
+    _, folder = saved
     other = tmp_path / "other.db"
     with MemoryStore.open(other, encoder=encoder) as store:
         store.insert_many([f"quite other {i}" for i in range(20)])

@@ -7,10 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from memstore import NarrativeMemoryAPI
+from memstore import NarrativeMemoryAPI, layout
 from memstore.embed.onnx import OnnxEmbedder
 from memstore.errors import InvalidFile, InvalidInput, InvalidWeights
-from memstore import layout
 
 torch = pytest.importorskip("torch", reason="the original ran in torch")
 

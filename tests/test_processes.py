@@ -128,6 +128,13 @@ def test_killed_inserts_leave_whole_memories_and_can_be_repeated(path, encoder):
 def test_threads_share_one_store(path, encoder):
     """Writers and readers in threads: nothing lost, every hit whole."""
     problems = []
+
+    def guarded(work, *arguments):
+        try:
+            work(*arguments)
+        except BaseException as error:  # noqa: BLE001 - reported by the assertion below
+            problems.append(error)
+
     with MemoryStore.open(path, encoder=encoder, busy_timeout=30) as store:
         neuron = int(store.trace(store.insert("seed")).neurons[0])
 
@@ -138,14 +145,8 @@ def test_threads_share_one_store(path, encoder):
         def read():
             for _ in range(60):
                 for hits in (store.top(neuron, 50), store.search("seed", 5)):
-                    if any(abs(sum(hit.parts.values()) - hit.score) > 1e-9 for hit in hits):
-                        problems.append(hits)
-
-        def guarded(work, *arguments):
-            try:
-                work(*arguments)
-            except BaseException as error:  # noqa: BLE001 - reported by the assertion below
-                problems.append(error)
+                    gaps = [abs(sum(hit.parts.values()) - hit.score) for hit in hits]
+                    problems.extend(gap for gap in gaps if gap > 1e-9)
 
         threads = [threading.Thread(target=guarded, args=(write, n)) for n in "abc"]
         threads += [threading.Thread(target=guarded, args=(read,)) for _ in range(3)]

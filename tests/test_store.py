@@ -185,7 +185,7 @@ def test_missing_memories_have_one_error(store):
         lambda: store.update(7, text="x"),
         lambda: store.similar(7),
     ):
-        with pytest.raises(MemoryNotFound, match="7|none"):
+        with pytest.raises(MemoryNotFound, match=r"id 7|key"):
             ask()
 
 

@@ -230,9 +230,13 @@ def test_a_full_disk_is_one_error_and_loses_nothing(tmp_path, encoder):
     try:
         with MemoryStore.open(volume / "store.db", encoder=encoder) as store:
             acknowledged = []
+
+            def fill():
+                while True:
+                    acknowledged.append(store.insert(f"{len(acknowledged)} " + "x" * 5_000))
+
             with pytest.raises(StoreFull, match="free some"):
-                for i in range(10_000):
-                    acknowledged.append(store.insert(f"{i} " + "x" * 5_000))
+                fill()
             assert len(acknowledged) > 10
             assert [memory.id for memory in store.iter()] == acknowledged
             (volume / "ballast").unlink()

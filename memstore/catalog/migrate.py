@@ -16,8 +16,20 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import OperationalError
 
 from memstore import layout
-from memstore.catalog.engine import APPLICATION_ID, Database, inspect_file, translated
-from memstore.errors import StoreDamaged, StoreNotFound, StoreOutOfDate, StoreTooNew
+from memstore.catalog.engine import (
+    APPLICATION_ID,
+    Database,
+    inspect_file,
+    require_folder,
+    translated,
+)
+from memstore.errors import (
+    StoreDamaged,
+    StoreError,
+    StoreNotFound,
+    StoreOutOfDate,
+    StoreTooNew,
+)
 
 #: The newest migration. A test compares it with the files in ``migrations/versions``.
 HEAD = "0001"
@@ -138,6 +150,14 @@ def backup_path(path: Path, found: str) -> Path:
         number += 1
         candidate = path.with_name(f"{path.name}.{found}.{stamp}-{number}.backup")
     return candidate
+
+
+def backup(database: Database, target: Path) -> None:
+    """Copy a live store to a new file. Raises ``StoreError`` where one is there already."""
+    require_folder(target)
+    if target.exists():
+        raise StoreError(f"{target} exists: name a new file for the backup")
+    copy_store(database, target)
 
 
 def copy_store(database: Database, target: Path) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import click
+import numpy as np
 
 from memstore import layout
 from memstore.cli.output import print_hits
@@ -16,8 +18,10 @@ from memstore.neurons.statistics import category_auc
 from memstore.store import MemoryStore
 from memstore.types import Hits
 
-#: A neuron that fires for fewer narratives than this is an anecdote.
-FEWEST = 15
+#: Neurons worth showing fire for more narratives than an anecdote and fewer than a habit.
+FEWEST, MOST = 15, 110
+#: How many of a neuron's strongest memories say what it usually fires together with.
+COMPANY = 10
 
 
 @click.command("demo")
@@ -27,9 +31,8 @@ def demo_command(store: str | None) -> None:
     with demo_path(store) as path, MemoryStore.open(path) as opened:
         narratives = json.loads(layout.NARRATIVES.read_text("utf-8"))
         opened.insert_many(narratives, on_duplicate="skip", progress=True)
-        emotional = telling(opened, "Strong Emotional")
-        chaotic = telling(opened, "Complex/Chaotic")
-        for title, ask in questions(opened, emotional, chaotic):
+        neuron = telling(opened, "Strong Emotional")
+        for title, ask in questions(opened, neuron, companion(opened, neuron)):
             click.echo(click.style(f"$ {title}", bold=True))
             print_hits(ask(), as_json=False, why=True)
         if store is not None:
@@ -49,37 +52,39 @@ def demo_path(store: str | None) -> Iterator[str]:
 
 
 def telling(store: MemoryStore, category: str) -> int:
-    """Return the neuron whose activation tells a category best (AUC), among those that fire."""
+    """Return the neuron whose activation tells a category best (AUC), among those worth showing."""
     traces = store.traces()
     dense = traces.to_dense()
-    inside = {memory.id for memory in store.iter({"category": category})}
-    member = {category: [memory_id in inside for memory_id in traces.ids.tolist()]}
-    import numpy as np
-
-    masks = {name: np.array(mask) for name, mask in member.items()}
-    busy = np.flatnonzero((dense > 0).sum(axis=0) >= FEWEST)
-    return int(max(busy, key=lambda neuron: category_auc(dense[:, neuron], masks)[category]))
+    inside = np.array([memory.id for memory in store.iter({"category": category})])
+    members = {category: np.isin(traces.ids, inside)}
+    fires = np.count_nonzero(dense, axis=0)
+    shown = np.flatnonzero((fires >= FEWEST) & (fires <= MOST))
+    return int(max(shown, key=lambda n: category_auc(dense[:, n], members)[category]))
 
 
-def questions(
-    store: MemoryStore, emotional: int, chaotic: int
-) -> list[tuple[str, Callable[[], Hits]]]:
+def companion(store: MemoryStore, neuron: int) -> int:
+    """Return the neuron that fires most in the strongest memories of another."""
+    total: Counter[int] = Counter()
+    for hit in store.top(neuron, COMPANY):
+        total.update(store.trace(hit.id).to_dict())
+    del total[neuron]
+    return total.most_common(1)[0][0]
+
+
+def questions(store: MemoryStore, neuron: int, other: int) -> list[tuple[str, Callable[[], Hits]]]:
     """Return what to ask: a command line each, and the call that answers it."""
-    plus_minus, weighted = f"+{emotional} -{chaotic}", f"{chaotic} - 0.5*{emotional}"
+    less, more = f"+{neuron} -{other}", f"{neuron} + 0.5*{other}"
     text = "an argument that ended in laughter"
     return [
-        (f"memstore top STORE {emotional} -k 3 --why", lambda: store.top(emotional, 3)),
+        (f"memstore top STORE {neuron} -k 3 --why", lambda: store.top(neuron, 3)),
+        (f'memstore composite STORE "{less}" -k 3 --why', lambda: store.composite(less, 3)),
         (
-            f'memstore composite STORE "{plus_minus}" -k 3 --why',
-            lambda: store.composite(plus_minus, 3),
-        ),
-        (
-            f'memstore composite STORE "{weighted}" -k 2 --category Routine --why',
-            lambda: store.composite(weighted, 2, where={"category": "Routine"}),
+            f'memstore composite STORE "{more}" -k 2 --category Routine --why',
+            lambda: store.composite(more, 2, where={"category": "Routine"}),
         ),
         (f'memstore search STORE "{text}" -k 3 --why', lambda: store.search(text, 3)),
         (
-            f'memstore search STORE "{text}" --by hybrid -k 2 --why',
-            lambda: store.search(text, 2, by="hybrid"),
+            f'memstore search STORE "{text}" --by trace -k 2 --why',
+            lambda: store.search(text, 2, by="trace"),
         ),
     ]

@@ -1,0 +1,136 @@
+"""Care of a store: is it well, making it so, leaving nothing behind, writing it out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from memstore import layout
+from memstore.catalog import memories, migrate, neurons, traces, words
+from memstore.catalog.engine import Database, require_folder
+from memstore.core.traces import concatenate, empty
+from memstore.errors import StoreDamaged
+from memstore.indices import Indices
+from memstore.types import Memory
+
+
+def problems(database: Database, indices: Indices) -> list[str]:
+    """Return everything that is wrong with a store, a sentence each; empty is well.
+
+    Looks at SQLite's own integrity, foreign keys, memories without vector or trace, the word lists,
+    and whether the neuron index holds exactly the traces of the catalog.
+    """
+    with database.read() as connection:
+        found = neurons.integrity(connection)
+        found += neurons.orphans(connection)
+    if database.mode == "rw":
+        found += word_problems(database)
+    return found + index_problems(database, indices)
+
+
+def word_problems(database: Database) -> list[str]:
+    """Return a complaint where the full-text word lists differ from the texts."""
+    try:
+        # FTS5 checks itself through an INSERT, so this takes the write lock and changes nothing.
+        with database.exclusive() as connection:
+            words.check(connection)
+    except StoreDamaged:
+        return ["the word lists differ from the texts: run `memstore check --repair`"]
+    return []
+
+
+def index_problems(database: Database, indices: Indices) -> list[str]:
+    """Return a complaint where the neuron index differs from the stored traces."""
+    with indices.turn, database.read() as connection:
+        record = neurons.require_encoder(connection)
+        state = neurons.state(connection)
+        index = indices.neurons(connection, state, record)
+        held = index.compacted().traces
+        pages = list(traces.changed_traces(connection, record.id, 0, record.neurons))
+        stored = concatenate(pages) if pages else empty(record.neurons)
+    names = ("ids", "indptr", "neurons", "activations")
+    same = all(np.array_equal(getattr(held, n), getattr(stored, n)) for n in names)
+    return [] if same else ["the index differs from the catalog: run `memstore check --repair`"]
+
+
+def repair(database: Database, indices: Indices) -> list[str]:
+    """Rebuild everything derived from the texts and traces; returns what is still wrong."""
+    with database.exclusive() as connection:
+        words.compact(connection)
+    indices.forget()
+    return problems(database, indices)
+
+
+def stats(database: Database) -> dict[str, Any]:
+    """Return counts, categories, encoder, change number and sizes in bytes."""
+    with database.read() as connection:
+        record = neurons.require_encoder(connection)
+        facts = {
+            "path": database.name,
+            "memories": memories.count(connection),
+            "categories": memories.categories(connection),
+            "labels": len(neurons.all_labels(connection, record.id)),
+            "encoder": record.name,
+            "fingerprint": record.fingerprint,
+            "dimension": record.dimension,
+            "neurons": record.neurons,
+            "change": neurons.state(connection).change,
+            "schema": migrate.revision(connection),
+        }
+    return facts | file_sizes(database.path)
+
+
+def file_sizes(path: Path | None) -> dict[str, int]:
+    """Return bytes of the store's file, its WAL and its index."""
+    if path is None:
+        return {"bytes": 0, "index_bytes": 0}
+    files = (path, path.with_name(path.name + "-wal"))
+    index = layout.index_folder(path)
+    inside = [file for file in index.iterdir() if file.is_file()] if index.is_dir() else []
+    return {
+        "bytes": sum(file.stat().st_size for file in files if file.exists()),
+        "index_bytes": sum(file.stat().st_size for file in inside),
+    }
+
+
+def forget_deleted(database: Database) -> None:
+    """Rebuild the word lists, which keep deleted words, and clear the log of deletions."""
+    with database.write() as tx:
+        words.compact(tx.connection)
+        memories.forget_deletions(tx.connection, tx.change)
+
+
+def write_statistics(database: Database, indices: Indices) -> None:
+    """Write each neuron's fire count, mean and maximum, for people who read the tables."""
+    with indices.turn, database.read() as connection:
+        record = neurons.require_encoder(connection)
+        index = indices.neurons(connection, neurons.state(connection), record)
+        fires, means, maxima = index.statistics()
+    with database.exclusive() as connection:
+        neurons.set_statistics(connection, record.id, fires, means, maxima)
+
+
+def vacuum(database: Database) -> None:
+    """Rewrite the file without free pages and empty the WAL."""
+    with database.driver() as raw:
+        raw.execute("VACUUM")
+        raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def export(found: Iterable[Memory], target: Path) -> int:
+    """Write memories as JSON Lines; the file appears whole or not at all. Returns how many."""
+    require_folder(target)
+    part, count = target.with_name(target.name + ".part"), 0
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            for memory in found:
+                file.write(json.dumps(memory.to_dict(), ensure_ascii=False) + "\n")
+                count += 1
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+    return count

@@ -1,0 +1,181 @@
+"""Opening and closing a store: the file, the schema, the encoder, and what all methods share."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from memstore import layout
+from memstore.catalog import memories, migrate, neurons
+from memstore.catalog.engine import Database, Mode, inspect_file, require_folder
+from memstore.catalog.neurons import EncoderRecord
+from memstore.errors import InvalidQuery, StoreClosed, StoreError, StoreNotFound
+from memstore.indices import Indices
+from memstore.search import Searcher
+from memstore.writer import Writer
+
+if TYPE_CHECKING:
+    from memstore.encoder import Encoder
+
+IN_MEMORY = ":memory:"
+#: Closing writes index files once this many memories are new; fewer are replayed in no time.
+WORTH_SAVING = 2_000
+log = logging.getLogger(__name__)
+
+
+class OpenStore:
+    """A store's connections, indices and encoder, from ``open`` to ``close``."""
+
+    def __init__(self, database: Database, encoder: Encoder | None) -> None:
+        self._database: Database | None = database
+        self._encoder = encoder
+        self._loading = threading.Lock()
+        folder = None if database.path is None else layout.index_folder(database.path)
+        self._indices = Indices(folder)
+        self._searcher = Searcher(database, self._indices, self._load_encoder)
+        self._writer = Writer(database, self._own_encoder)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        mode: Mode = "rw",
+        encoder: Encoder | None = None,
+        busy_timeout: float = 5.0,
+    ) -> Self:
+        """Open a store, making it if nothing is there.
+
+        ``path`` may be ":memory:". ``mode="r"`` never writes and works on read-only media.
+        ``encoder`` is needed only for another than the shipped one at creation, or for one that
+        the store cannot find again by itself. Another writer is waited for ``busy_timeout`` s.
+
+        Raises ``StoreNotFound`` (mode "r"), ``NotAStore``, ``StoreOutOfDate``, ``StoreTooNew``,
+        ``EncoderMismatch``, ``StoreReadOnly``.
+        """
+        if mode not in ("rw", "r"):
+            raise InvalidQuery(f"mode={mode!r}: use 'rw' or 'r'")
+        database = open_database(path, mode, busy_timeout)
+        try:
+            return cls(database, prepare(database, encoder))
+        except BaseException:
+            database.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        name = "closed" if self._database is None else repr(self._database.name)
+        return f"<MemoryStore {name}>"
+
+    def close(self) -> None:
+        """Close every connection. Saves the index first where much is new; harmless twice."""
+        database = self._database
+        if database is None:
+            return
+        try:
+            if self._writer.written >= WORTH_SAVING:
+                self._save_index()
+        except (OSError, StoreError) as error:
+            log.warning("the index was not saved, the next open will rebuild it: %s", error)
+        finally:
+            self._database = None
+            database.close()
+
+    def _open_database(self) -> Database:
+        if self._database is None:
+            raise StoreClosed("this store was closed: open it again")
+        return self._database
+
+    def _id_of_key(self, key: str) -> int | None:
+        with self._open_database().read() as connection:
+            return memories.id_of_key(connection, key)
+
+    def _own_encoder(self) -> Encoder:
+        with self._open_database().read() as connection:
+            record = neurons.require_encoder(connection)
+        return self._load_encoder(record)
+
+    def _load_encoder(self, record: EncoderRecord) -> Encoder:
+        """Return the store's encoder, loaded once and checked against its fingerprint."""
+        with self._loading:
+            if self._encoder is None:
+                from memstore.encoder import Encoder
+
+                self._encoder = Encoder.from_config(record.config)
+            return self._encoder.require(record.fingerprint, record.name)
+
+    def _save_index(self) -> None:
+        database = self._open_database()
+        if self._indices.folder is None:
+            return
+        with database.exclusive() as connection:
+            neurons.renew_index_token(connection)
+        with self._indices.turn, database.read() as connection:
+            record = neurons.require_encoder(connection)
+            self._indices.save(connection, neurons.state(connection), record)
+
+
+def open_database(path: str | os.PathLike[str], mode: Mode, busy_timeout: float) -> Database:
+    """Return a database with the current schema, made if nothing is there and ``mode`` allows."""
+    if os.fspath(path) == IN_MEMORY:
+        database = Database(None, "rw", busy_timeout)
+        migrate.create(database)
+        return database
+    file = Path(path)
+    found = inspect_file(file)
+    if mode == "r" and found != "store":
+        raise StoreNotFound(
+            f"no store at {file}: check the path, or create it with `memstore init`"
+        )
+    if mode == "rw":
+        require_folder(file)
+    database = Database(file, mode, busy_timeout)
+    try:
+        if mode == "rw" and (found != "store" or not migrate.is_set_up(database)):
+            migrate.create(database)
+        migrate.require_current(database)
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+def prepare(database: Database, encoder: Encoder | None) -> Encoder | None:
+    """Check the encoder handed in against the store's; write it down in a store that has none."""
+    with database.read() as connection:
+        record = neurons.active_encoder(connection)
+    if record is not None:
+        return None if encoder is None else encoder.require(record.fingerprint, record.name)
+    if database.mode == "r":
+        return encoder
+    from memstore.encoder import Encoder
+
+    chosen = encoder or Encoder.default()
+    with database.write() as tx:
+        if neurons.active_encoder(tx.connection) is None:
+            neurons.register_encoder(
+                tx.connection,
+                EncoderRecord(
+                    0,
+                    chosen.fingerprint,
+                    chosen.name,
+                    chosen.dimension,
+                    chosen.neurons,
+                    chosen.config,
+                ),
+            )
+    return chosen

@@ -1,0 +1,161 @@
+"""What can be asked of a store without changing it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+
+import numpy as np
+
+from memstore.catalog import memories, neurons, traces
+from memstore.catalog.filters import compile_filter
+from memstore.core.traces import concatenate, empty
+from memstore.errors import InvalidQuery, MemoryNotFound
+from memstore.neuron_view import Neurons
+from memstore.opening import OpenStore
+from memstore.rows import check_id
+from memstore.search import By, Options
+from memstore.types import Float32, Hits, Memory, Trace, Traces
+from memstore.view import Query, Where
+
+PAGE = 1_000
+
+
+class Reader(OpenStore):
+    """The reading half of ``MemoryStore``."""
+
+    # --- memories --------------------------------------------------------------------------
+
+    def get(self, id: int | None = None, *, key: str | None = None) -> Memory:
+        """Return one memory by id or by key. Raises ``MemoryNotFound``."""
+        if (id is None) == (key is None):
+            raise InvalidQuery("give either an id or a key")
+        found = self._id_of_key(key) if key is not None else check_id(id)
+        with self._open_database().read() as connection:
+            rows = memories.by_ids(connection, [] if found is None else [found])
+        if found not in rows:
+            name = f"key {key!r}" if key is not None else f"id {id}"
+            raise MemoryNotFound(f"no memory has {name}: `list` shows which there are")
+        return rows[found]
+
+    def iter(self, where: Where | None = None) -> Iterator[Memory]:
+        """Yield memories by ascending id, a page at a time; holds no transaction between pages."""
+        condition = None if where is None else compile_filter(where)
+        last = 0
+        while True:
+            with self._open_database().read() as connection:
+                page = memories.page(connection, last, PAGE, condition)
+            yield from page
+            if len(page) < PAGE:
+                return
+            last = page[-1].id
+
+    def __iter__(self) -> Iterator[Memory]:
+        return self.iter()
+
+    def count(self, where: Where | None = None) -> int:
+        """Return how many memories there are, or how many pass a filter."""
+        condition = None if where is None else compile_filter(where)
+        with self._open_database().read() as connection:
+            return memories.count(connection, condition)
+
+    def __len__(self) -> int:
+        return self.count()
+
+    def trace(self, id: int) -> Trace:
+        """Return the trace of one memory. Raises ``MemoryNotFound``."""
+        with self._open_database().read() as connection:
+            record = neurons.require_encoder(connection)
+            found = traces.by_ids(connection, record.id, [check_id(id)], record.neurons)
+        if not len(found):
+            raise MemoryNotFound(f"no memory has id {id}: `list` shows which there are")
+        return found[0]
+
+    def traces(self, where: Where | None = None) -> Traces:
+        """Return the traces of all memories, or of those that pass a filter, ids ascending."""
+        condition = None if where is None else compile_filter(where)
+        with self._open_database().read() as connection:
+            record = neurons.require_encoder(connection)
+            if condition is not None:
+                ids = memories.ids(connection, condition)
+                return traces.by_ids(connection, record.id, ids, record.neurons)
+            pages = list(traces.changed_traces(connection, record.id, 0, record.neurons))
+        return concatenate(pages) if pages else empty(record.neurons)
+
+    def iter_vectors(self) -> Iterator[tuple[list[int], Float32]]:
+        """Yield (ids, unit vectors) by the page, ids ascending: what an SAE is trained on."""
+        with self._open_database().read() as connection:
+            record = neurons.require_encoder(connection)
+            yield from traces.changed_vectors(connection, record.id, 0, record.dimension)
+
+    # --- queries ---------------------------------------------------------------------------
+
+    def top(self, neuron: int | str, k: int = 10, *, where: Where | None = None) -> Hits:
+        """Return the k memories for which one neuron (number or label) fires strongest."""
+        self._open_database()
+        reference = int(neuron) if isinstance(neuron, np.integer) else neuron
+        return self._searcher.composite({reference: 1.0}, k, where, 0.0, None)
+
+    def composite(
+        self,
+        expression: Query,
+        k: int = 10,
+        *,
+        where: Where | None = None,
+        min_score: float | None = 0.0,
+        half_life: str | timedelta | None = None,
+    ) -> Hits:
+        """Return the k best of a neuron expression: ``N[15] - N[5]``, "+15 -5" or {15: 1, 5: -1}.
+
+        Score: sum of weight x activation, 0 where a neuron is silent. Candidates: memories that
+        pass ``where`` and every condition of the expression, in which a positively weighted neuron
+        fires, and whose score is above ``min_score`` (None for no bound); without any positive
+        term, all that pass. Exact: equal to brute force, ties by id.
+
+        Raises ``InvalidExpression`` with the position, ``UnknownNeuron``, ``InvalidFilter``.
+        """
+        self._open_database()
+        return self._searcher.composite(expression, k, where, min_score, half_life)
+
+    def search(  # noqa: PLR0913 - the words of a search; all but text and k by name only
+        self,
+        text: str,
+        k: int = 10,
+        *,
+        by: By = "dense",
+        where: Where | None = None,
+        steer: Query | None = None,
+        half_life: str | timedelta | None = None,
+        idf: bool = False,
+        weights: Mapping[str, float] | None = None,
+    ) -> Hits:
+        """Return the k memories nearest to a text.
+
+        ``by``: "dense" (cosine of vectors), "trace" (cosine of traces; ``idf=True`` lets rare
+        neurons count more), "words" (BM25 of any of the words) or "hybrid" (reciprocal rank fusion
+        of the three; ``weights={"dense": 1, "words": 0.5}`` for a weighted sum instead).
+        ``steer`` adds a neuron expression to the score; ``half_life`` ("90d") fades old memories.
+        Exact, except that fusion reads each side's first max(100, k).
+        """
+        self._open_database()
+        options = Options(steer, half_life, idf, weights)
+        return self._searcher.search(text, k, by, where, options)
+
+    def similar(
+        self,
+        id: int,
+        k: int = 10,
+        *,
+        by: By = "dense",
+        where: Where | None = None,
+        half_life: str | timedelta | None = None,
+        idf: bool = False,
+    ) -> Hits:
+        """Return the k memories nearest to a stored one, itself left out. Loads no embedder."""
+        self._open_database()
+        return self._searcher.similar(check_id(id), k, by, where, Options(None, half_life, idf))
+
+    @property
+    def neurons(self) -> Neurons:
+        """The neurons of this store's encoder: ``store.neurons[15]``, ``.label(15, "grief")``."""
+        return Neurons(self._open_database(), self._searcher)
