@@ -245,7 +245,7 @@ class Searcher:
             "dense": dense.search(vector, depth, allowed),
             "trace": best(index.cosine(trace, weights, allowed), depth),
         }
-        if any(character.isalnum() for character in text):
+        if words.terms(text):
             rows = words.search(view.connection, text, view.compile(where), depth)
             sides["words"] = as_ranked(rows)
         if options.steer is not None:

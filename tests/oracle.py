@@ -216,17 +216,15 @@ def assert_ranking(hits: Hits, marks: Marks, k: int, tolerance: float = 0.0) -> 
 
 def fusion_shares(marks: Marks, tolerance: float, depth: int) -> dict[int, tuple[float, float]]:
     """Return the least and most that a side may add to each id: 1 / (60 + rank), or nothing."""
-    windows = rank_windows(marks, tolerance)
 
     def share(rank: int) -> float:
         return 1 / (60 + rank) if rank <= depth else 0.0
 
-    return {i: (share(last), share(first)) for i, (first, last) in windows.items()}
+    windows = rank_windows(marks, tolerance).items()
+    return {i: (share(last), share(first)) for i, (first, last) in windows}
 
 
-def assert_fused(
-    hits: Hits, shares: Mapping[str, Mapping[int, tuple[float, float]]], k: int
-) -> None:
+def assert_fused(hits: Hits, shares: dict[str, dict[int, tuple[float, float]]], k: int) -> None:
     """Insist on the best sums; a share is a range where rounding alone decides a rank."""
     order = [(-hit.score, hit.id) for hit in hits]
     assert order == sorted(order), f"not by score, then id: {order}"

@@ -382,6 +382,14 @@ def test_comparisons():
             assert [memory.id for memory in store.iter(where)] == passing, where
 
 
+@pytest.mark.parametrize("name", ["two words", "é", "[0]", "back\\slash", "tab\tname"])
+def test_odd_names(name):
+    """A filter reaches metadata of any name."""
+    with MemoryStore.open(":memory:", encoder=ENCODER) as store:
+        store.insert("rain", metadata={name: 1})
+        assert store.count({name: 1}) == 1
+
+
 @over_histories
 def test_half_life(plan, data):
     """A positive score halves with every half-life of age; the future counts as now."""

@@ -120,7 +120,9 @@ class Field:
         keys = name.removeprefix("metadata.").split(".")
         if any(not key or '"' in key or "\x00" in key for key in keys):
             raise InvalidFilter(f"{name!r} is not a field: use names joined by dots")
-        path = "$" + "".join(f'."{key}"' for key in keys)
+        # SQLite compares names as they are written in the JSON text, escapes and all.
+        written = [json.dumps(key, ensure_ascii=False) for key in keys]
+        path = "$" + "".join(f".{key}" for key in written)
         field = cls(name, func.json_extract(memory.c.metadata, path), None)
         field.json_type = func.json_type(memory.c.metadata, path)
         return field

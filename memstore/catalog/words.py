@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import re
+import sqlite3
+from contextlib import closing
 
 from sqlalchemy import ColumnElement, Connection, Float, Integer, column, select, table, text
 from sqlalchemy.sql.expression import literal_column
@@ -15,9 +16,22 @@ MAX_WORDS = 1_000
 _words = table("memory_words", column("rowid", Integer))
 
 
+def terms(query: str) -> list[str]:
+    """Return the words of a text as FTS5 itself cuts and folds them, each once.
+
+    Asked of SQLite rather than imitated: where a word ends, and which letters are the same, is its
+    tokenizer's business.
+    """
+    with closing(sqlite3.connect(":memory:")) as scratch:
+        scratch.execute("CREATE VIRTUAL TABLE query USING fts5 (text, tokenize = 'unicode61')")
+        scratch.execute("CREATE VIRTUAL TABLE words USING fts5vocab (query, 'row')")
+        scratch.execute("INSERT INTO query (text) VALUES (?)", (query,))
+        return [row[0] for row in scratch.execute("SELECT term FROM words")]
+
+
 def match_expression(query: str) -> str:
     """Return the FTS5 expression for any of the words of ``query``; no syntax gets through."""
-    found = list(dict.fromkeys(re.findall(r"\w+", query)))
+    found = terms(query)
     if not found:
         raise InvalidQuery(f"{query!r:.60} has no word to search for: use letters or digits")
     return " OR ".join(f'"{word}"' for word in found[:MAX_WORDS])

@@ -1,0 +1,268 @@
+"""The command line: results on stdout, one-line errors, exit codes, JSON, every file format."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def memstore(*arguments, stdin=None, ok=True, env=None):
+    """Run a command in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "memstore", *map(str, arguments)],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "90", **(env or {})},
+    )
+    if ok:
+        assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture
+def store(narrative_store, tmp_path):
+    """A copy of the store with the narratives."""
+    path = tmp_path / "copy.db"
+    shutil.copy(narrative_store, path)
+    return path
+
+
+def test_a_life_of_a_store(tmp_path):
+    """init, insert, show, search, delete, optimize, check, as a person would."""
+    path = tmp_path / "diary.db"
+    assert "minilm" in memstore("init", path).stdout
+    assert memstore("init", path, ok=False).returncode == 1
+    first = memstore(
+        "insert", path, "We argued in the rain.", "--category", "Quarrels", "--key", "rain",
+        "--metadata", '{"mood": 2}', "--occurred-at", "2024-05-01",
+    ).stdout  # fmt: skip
+    assert first == "1\n"
+    assert memstore("insert", path, "-", stdin="Tea on the balcony.\n").stdout == "2\n"
+    shown = json.loads(memstore("show", path, 1, "--json").stdout)
+    assert shown["metadata"] == {"mood": 2}
+    assert shown["occurred_at"] == "2024-05-01T00:00:00+00:00"
+    assert len(shown["trace"]) == 32
+    assert "We argued" in memstore("show", path, 1).stdout
+    hits = json.loads(memstore("search", path, "a fight", "-k", 1, "--json").stdout)
+    assert hits[0]["key"] == "rain"
+    assert memstore("list", path, "--where", '{"mood": {"$lt": 3}}').stdout.count("\n") == 2
+    assert memstore("delete", path, 1).stdout == "1 deleted\n"
+    assert "bytes" in memstore("optimize", path).stdout
+    assert memstore("check", path).stdout == "1 memories, all well\n"
+    stats = json.loads(memstore("stats", path, "--json").stdout)
+    assert (stats["memories"], stats["categories"], stats["neurons"]) == (1, {}, 2048)
+
+
+def test_queries_agree_with_the_library(store):
+    """The same hits in the same order, as JSON and in the table."""
+    from memstore import MemoryStore
+
+    with MemoryStore.open(store, mode="r") as opened:
+        neuron = int(opened.trace(7).neurons[0])
+        expected = {
+            ("top", str(neuron)): opened.top(neuron, 4),
+            ("composite", f"+{neuron} -5 & !6"): opened.composite(f"{neuron} - 5 & !6", 4),
+            ("search", "a funeral"): opened.search("a funeral", 4),
+            ("similar", "7"): opened.similar(7, 4),
+        }
+    for (command, argument), hits in expected.items():
+        printed = memstore(command, store, argument, "-k", 4, "--json").stdout
+        assert json.loads(printed) == hits.to_dicts()
+        table = memstore(command, store, argument, "-k", 4).stdout.splitlines()
+        assert [line.split()[0] for line in table[1:]] == [str(hit.id) for hit in hits]
+        assert all(len(line) <= 90 for line in table)
+    why = memstore("top", store, neuron, "-k", 1, "--why").stdout
+    assert re.search(rf"N{neuron}: fires 0\.\d+ x weight 1", why)
+
+
+def test_an_expression_may_begin_with_a_minus(store):
+    """It is no option."""
+    hits = json.loads(memstore("composite", store, "-5 -7", "-k", 2, "--json").stdout)
+    assert [hit["score"] for hit in hits] == [0.0, 0.0]
+
+
+def test_a_label_given_in_the_shell_works_in_the_shell(store):
+    """neuron --label, then the name in an expression, then --unlabel."""
+    memstore("neuron", store, 450, "--label", "laughter")
+    by_name = memstore("composite", store, "+laughter", "--json").stdout
+    assert by_name == memstore("top", store, 450, "--json").stdout
+    shown = memstore("neuron", store, "laughter").stdout
+    assert "laughter" in shown
+    assert "category AUC" in shown
+    memstore("neuron", store, 450, "--unlabel")
+    assert "no neuron is called" in memstore("top", store, "laughter", ok=False).stderr
+
+
+FORMATS = {
+    "rows.jsonl": '{"body": "First of all.", "mood": "calm", "n": 1}\n\n{"body": "Second."}\n',
+    "rows.json": '[{"body": "First of all.", "mood": "calm", "n": 1}, "Second."]',
+    "rows.csv": '\ufeffbody,mood,n\n"First of all.",calm,1\nSecond.,,\n',
+    "rows.txt": "First of all.\n\nSecond.\n",
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_is_imported(tmp_path, name):
+    """JSON Lines, JSON, CSV and plain lines; gzip and stdin; unnamed fields become metadata."""
+    file, path = tmp_path / name, tmp_path / "store.db"
+    file.write_text(FORMATS[name], encoding="utf-8")
+    command = ("--text", "body", "--category", "mood")
+    done = memstore("import", path, file, *command)
+    assert done.stdout == "2 rows, 2 new, 2 memories\n"
+    with gzip.open(f"{file}.gz", "wt", encoding="utf-8") as packed:
+        packed.write(FORMATS[name])
+    assert memstore("import", path, f"{file}.gz", *command).stdout == "2 rows, 0 new, 2 memories\n"
+    kind = {"txt": "text"}.get(file.suffix[1:], file.suffix[1:])
+    again = memstore("import", path, "-", "--format", kind, *command, stdin=FORMATS[name])
+    assert again.stdout == "2 rows, 0 new, 2 memories\n"
+    first = json.loads(memstore("show", path, 1, "--json").stdout)
+    assert first["text"] == "First of all."
+    if kind != "text":
+        assert first["category"] == "calm"
+        assert str(first["metadata"]["n"]) == "1"
+
+
+def test_what_is_exported_can_be_imported(store, tmp_path):
+    """Texts, categories, keys, metadata and times come back; ids are new."""
+    memstore("insert", store, "Dated.", "--key", "k", "--occurred-at", "2020-01-01", "--metadata",
+             '{"a": [1]}')  # fmt: skip
+    assert memstore("export", store, tmp_path / "out.jsonl").stdout.startswith("451 memories")
+    memstore("import", tmp_path / "new.db", tmp_path / "out.jsonl")
+    memstore("export", tmp_path / "new.db", tmp_path / "again.jsonl")
+
+    def rows(name):
+        lines = (tmp_path / name).read_text("utf-8").splitlines()
+        return [
+            {k: v for k, v in json.loads(line).items() if not k.endswith("ed_at")}
+            | {"occurred_at": json.loads(line)["occurred_at"]}
+            for line in lines
+        ]
+
+    assert rows("out.jsonl") == rows("again.jsonl")
+
+
+MISTAKES = {
+    "no such store": (["top", "{tmp}/none.db", "1"], "no store at"),
+    "not a store": (["top", "{tmp}/text.db", "1"], "not a memstore store"),
+    "unknown neuron": (["top", "{store}", "5000"], "neurons 0 to 2047"),
+    "unknown label": (["top", "{store}", "grief"], "no neuron is called 'grief'"),
+    "bad expression": (["composite", "{store}", "15 %"], "at position 3"),
+    "bad filter": (["list", "{store}", "--where", "{mood: 1}"], "--where is not JSON"),
+    "unknown operator": (["list", "{store}", "--where", '{"a": {"$x": 1}}'], "unknown operator"),
+    "no such memory": (["show", "{store}", "9999"], "no memory has id 9999"),
+    "empty text": (["insert", "{store}", " "], "text is empty"),
+    "missing file": (["import", "{store}", "{tmp}/none.jsonl"], "check the path"),
+    "unknown format": (["import", "{store}", "{tmp}/rows.xyz"], "add --format"),
+    "not JSON": (["import", "{store}", "{tmp}/bad.jsonl"], "bad.jsonl line 2 is not JSON"),
+    "no such field": (["import", "{store}", "{tmp}/good.jsonl", "--text", "b"], "has no field 'b'"),
+    "not UTF-8": (["import", "{store}", "{tmp}/latin.txt"], "line 1 is not UTF-8"),
+    "uneven CSV": (["import", "{store}", "{tmp}/uneven.csv"], "another number of cells"),
+    "bad half-life": (["search", "{store}", "x", "--half-life", "soon"], "half_life"),
+    "too few texts": (
+        ["train", "{tmp}/good.jsonl", "--text", "a", "--out", "{tmp}/o"],
+        "too few",
+    ),
+    "no weights": (["init", "{tmp}/n.db", "--sae", "{tmp}/nothing"], "no weights at"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_is_one_line_and_exit_1(store, tmp_path, case):
+    """No traceback, nothing on stdout, and the store is well afterwards."""
+    (tmp_path / "text.db").write_text("not a database at all\n" * 50)
+    (tmp_path / "bad.jsonl").write_text('{"text": "fine"}\n{"text": \n')
+    (tmp_path / "good.jsonl").write_text('{"a": "fine"}\n')
+    (tmp_path / "latin.txt").write_bytes("Größe\n".encode("latin-1"))
+    (tmp_path / "uneven.csv").write_text("text,a\none,1,2\n")
+    arguments, message = MISTAKES[case]
+    filled = [part.replace("{tmp}", str(tmp_path)) for part in arguments]
+    filled = [part.replace("{store}", str(store)) for part in filled]
+    done = memstore(*filled, ok=False, env={"PYTHONWARNINGS": ""})
+    assert done.returncode == 1
+    assert done.stdout == ""
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("memstore: ")
+    assert message in last
+    assert "Traceback" not in done.stderr
+    assert memstore("check", store).stdout == "450 memories, all well\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonsense"],
+        ["top"],
+        ["search", "x.db"],
+        ["delete", "x.db"],
+        ["top", "x.db", "1", "-k", "x"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_exits_2(arguments):
+    """click explains, without a traceback."""
+    done = memstore(*arguments, ok=False)
+    assert done.returncode == 2
+    assert "Usage" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_deleting_by_filter_asks_first(store):
+    """No answer, no deletion; --yes for scripts."""
+    refused = memstore("delete", store, "--category", "Routine", stdin="n\n", ok=False)
+    assert refused.returncode == 130
+    assert memstore("delete", store, "--category", "Routine", "--yes").stdout == "150 deleted\n"
+
+
+def test_a_closed_pipe_is_no_error(store):
+    """`memstore list | head` ends quietly."""
+    done = subprocess.run(
+        f"{sys.executable} -m memstore list {store} -n 0 --json | head -1",
+        shell=True, capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert done.stdout == "[\n"
+    assert done.stderr == ""
+
+
+def test_backup_and_upgrade_and_completion(store, tmp_path):
+    """A backup opens, a current store needs no upgrade, the completion script is one."""
+    memstore("backup", store, tmp_path / "b.db")
+    assert "450" in memstore("check", tmp_path / "b.db").stdout
+    assert "exists" in memstore("backup", store, tmp_path / "b.db", ok=False).stderr
+    assert "up to date" in memstore("upgrade", store).stdout
+    assert "_MEMSTORE_COMPLETE" in memstore("completion", "bash").stdout
+
+
+def test_demo_answers_with_reasons(tmp_path):
+    """450 narratives in, five questions answered, each hit with its reasons."""
+    done = memstore("demo", tmp_path / "demo.db")
+    assert done.stdout.count("$ memstore") == 5
+    assert done.stdout.count("score") >= 10
+    assert "450 of 450 memories" in done.stderr
+
+
+def test_training_from_the_shell_makes_an_encoder_that_works(tmp_path):
+    """train, evaluate, init with it, insert, and a neuron below the new number of neurons."""
+    pytest.importorskip("torch", reason="training needs the train extra")
+    out, samples = tmp_path / "sae", ROOT / "memstore" / "samples" / "narratives.json"
+    options = ("--cache", tmp_path / "cache", "--json")
+    trained = memstore(
+        "train", samples, "--out", out, "--neurons", 40, "-k", 5, "--epochs", 20, *options
+    )
+    evaluated = memstore("evaluate", out, samples, "--held-out", *options)
+    assert json.loads(trained.stdout) == pytest.approx(json.loads(evaluated.stdout))
+    memstore("init", tmp_path / "own.db", "--sae", out)
+    memstore("insert", tmp_path / "own.db", "A quiet morning.")
+    assert "0 to 39" in memstore("top", tmp_path / "own.db", 40, ok=False).stderr
+    assert memstore("search", tmp_path / "own.db", "calm", "--by", "trace").returncode == 0
