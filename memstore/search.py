@@ -18,7 +18,7 @@ from memstore.catalog import neurons, traces, words
 from memstore.catalog.engine import Database
 from memstore.catalog.neurons import EncoderRecord
 from memstore.core import ranking
-from memstore.core.expression import NeuronQuery
+from memstore.core.expression import MAX_WEIGHT, NeuronQuery
 from memstore.core.ranking import Ranked, best
 from memstore.core.traces import cosine_parts, idf
 from memstore.encoder import Encoder
@@ -26,7 +26,7 @@ from memstore.errors import InvalidQuery, MemoryNotFound
 from memstore.index.postings import NeuronIndex
 from memstore.indices import Indices
 from memstore.rows import check_half_life, check_text
-from memstore.types import Float32, Float64, Hits, Trace
+from memstore.types import Float32, Float64, Hits, Int64, Trace
 from memstore.view import Query, View, Where
 
 By = Literal["dense", "trace", "hybrid", "words"]
@@ -97,14 +97,13 @@ class Searcher:
         """Return the k memories nearest to a text."""
         check_k(k)
         check_text(text)
-        if by not in get_args(By):
-            raise InvalidQuery(f"by={by!r}: use one of {', '.join(get_args(By))}")
+        options.check(by)
         if by == "words":
             return self._words(text, k, where, options)
-        vector = self._vector_of(text)
+        question = self._question(text, by)
         if by == "hybrid":
-            return self._hybrid(text, vector, k, where, options)
-        return self._near(vector, k, by, where, options)
+            return self._hybrid(question, k, where, options)
+        return self._near(question, k, where, options)
 
     def similar(
         self, memory_id: int, k: int, by: By, where: Where | None, options: Options
@@ -113,48 +112,48 @@ class Searcher:
         check_k(k)
         if by not in ("dense", "trace"):
             raise InvalidQuery(f"by={by!r}: similar() goes by 'dense' or 'trace'")
+        options.check(by)
         with self.view() as view:
             found, vectors = traces.vectors_by_ids(
                 view.connection, view.encoder.id, [memory_id], view.encoder.dimension
             )
+            fired = view.traces(np.array([memory_id], dtype=np.int64))
         if not found:
             raise MemoryNotFound(f"no memory has id {memory_id}: `list` shows which there are")
         others = {"id": {"$ne": memory_id}}
         narrowed = others if where is None else {"$and": [where, others]}
-        return self._near(vectors[0], k, by, narrowed, options)
+        trace = fired[memory_id] if by == "trace" else None
+        return self._near(Question("", vectors[0], trace), k, narrowed, options)
 
-    def _vector_of(self, text: str) -> Float32:
+    def _question(self, text: str, by: By) -> Question:
         with self.view() as view:
             record = view.encoder
         # Outside the transaction: loading a model takes longer than any reader should hold one.
         encoder = self.load_encoder(record)
-        vector: Float32 = encoder.vectors([text])[0]
-        return vector
+        vectors = encoder.vectors([text])
+        trace = None if by == "dense" else encoder.traces(vectors)[0]
+        return Question(text, vectors[0], trace)
 
-    def _near(self, vector: Float32, k: int, by: By, where: Where | None, options: Options) -> Hits:
+    def _near(self, question: Question, k: int, where: Where | None, options: Options) -> Hits:
         fading = check_half_life(options.half_life)
         with self.view() as view:
             steer = None if options.steer is None else view.resolve(options.steer)
             allowed = view.allowed(where)
-            if by == "dense":
+            weights = self._weights(view, options.idf)
+            if question.trace is not None:
+                found = self.neuron_index(view).cosine(question.trace, weights, allowed)
+            else:
                 index = self.indices.dense(view.connection, view.state, view.encoder)
                 if steer is None and fading is None:
-                    found = index.search(vector, k, allowed)
+                    found = index.search(question.vector, k, allowed)
                 else:
-                    found = index.scores(vector, allowed)
-                trace, weights = None, None
-            else:
-                trace, weights = self._trace_of(view, vector), self._weights(view, options.idf)
-                found = self.neuron_index(view).cosine(trace, weights, allowed)
-            sides: dict[str, Ranked] = {by: found}
+                    found = index.scores(question.vector, allowed)
+            nearness = found
             if steer is not None:
                 steering = self.neuron_index(view).weighted(steer, allowed)
                 found = ranking.added(found, steering)
             top = best(view.fade(found, fading), k)
-            return self._near_hits(view, top, NearParts(sides, steer, trace, weights))
-
-    def _trace_of(self, view: View, vector: Float32) -> Trace:
-        return self.load_encoder(view.encoder).traces(vector[None, :])[0]
+            return self._near_hits(view, top, NearParts(nearness, steer, question.trace, weights))
 
     def _weights(self, view: View, wanted: bool) -> Float64 | None:
         if not wanted:
@@ -168,7 +167,7 @@ class Searcher:
         if asked.trace is not None:
             wanted += asked.trace.neurons.tolist()
         labels = view.labels(wanted)
-        cosines = dict(asked.sides["dense"].pairs()) if "dense" in asked.sides else {}
+        cosines = dict(asked.nearness.pairs())
 
         def explain(memory_id: int) -> tuple[dict[str, float], dict[str, str]]:
             if asked.trace is None:
@@ -187,8 +186,6 @@ class Searcher:
         return reasons.build_hits(top, view.rows(top.ids), explain)
 
     def _words(self, text: str, k: int, where: Where | None, options: Options) -> Hits:
-        if options.steer is not None:
-            raise InvalidQuery("steer goes with by='dense', 'trace' or 'hybrid', not 'words'")
         fading = check_half_life(options.half_life)
         with self.view() as view:
             rows = words.search(
@@ -202,13 +199,11 @@ class Searcher:
                 top, view.rows(top.ids), lambda i: ({"words": scores[i]}, sentences)
             )
 
-    def _hybrid(
-        self, text: str, vector: Float32, k: int, where: Where | None, options: Options
-    ) -> Hits:
+    def _hybrid(self, question: Question, k: int, where: Where | None, options: Options) -> Hits:
         fading = check_half_life(options.half_life)
         depth = max(FUSION_DEPTH, k)
         with self.view() as view:
-            sides = self._sides(view, text, vector, where, options, depth)
+            sides = self._sides(view, question, where, options, depth)
             if options.weights is None:
                 parts = ranking.reciprocal_ranks(sides)
             else:
@@ -228,36 +223,26 @@ class Searcher:
             return reasons.build_hits(top, view.rows(top.ids), explain)
 
     def _sides(
-        self,
-        view: View,
-        text: str,
-        vector: Float32,
-        where: Where | None,
-        options: Options,
-        depth: int,
+        self, view: View, question: Question, where: Where | None, options: Options, depth: int
     ) -> dict[str, Ranked]:
         """Return the best of each side of a hybrid search, in order."""
-        allowed = view.allowed(where)
         index = self.neuron_index(view)
+        steer = None if options.steer is None else view.resolve(options.steer)
+        allowed = view.allowed(where)
+        if steer is not None and steer.conditions:
+            allowed = np.sort(index.weighted(NeuronQuery((), steer.conditions), allowed).ids)
         dense = self.indices.dense(view.connection, view.state, view.encoder)
-        trace, weights = self._trace_of(view, vector), self._weights(view, options.idf)
-        sides = {
-            "dense": dense.search(vector, depth, allowed),
-            "trace": best(index.cosine(trace, weights, allowed), depth),
-        }
-        if words.terms(text):
-            rows = words.search(view.connection, text, view.compile(where), depth)
-            sides["words"] = as_ranked(rows)
-        if options.steer is not None:
-            steering = index.composite(view.resolve(options.steer), allowed)
-            sides["steer"] = best(steering, depth)
+        sides = {"dense": dense.search(question.vector, depth, allowed)}
+        if question.trace is not None:
+            weights = self._weights(view, options.idf)
+            sides["trace"] = best(index.cosine(question.trace, weights, allowed), depth)
+        if words.terms(question.text):
+            found = as_ranked(words.search(view.connection, question.text, None, None))
+            sides["words"] = best(among(found, allowed), depth)
+        if steer is not None:
+            sides["steer"] = best(index.composite(steer, allowed), depth)
         if options.weights is None:
             return sides
-        if unknown := set(options.weights) - {*reasons.SIDES}:
-            raise InvalidQuery(
-                f"weights for {sorted(unknown)[0]!r}: a hybrid search has the sides "
-                f"{', '.join(reasons.SIDES)}"
-            )
         return {name: side for name, side in sides.items() if options.weights.get(name)}
 
 
@@ -274,12 +259,40 @@ class Options:
     weights: Mapping[str, float] | None = None
     """Hybrid only: a weighted sum of the sides named, instead of reciprocal rank fusion."""
 
+    def check(self, by: object) -> None:
+        """Raise ``InvalidQuery`` for an unknown kind, or an option that says nothing to it."""
+        if by not in get_args(By):
+            raise InvalidQuery(f"by={by!r}: use one of {', '.join(get_args(By))}")
+        if self.steer is not None and by == "words":
+            raise InvalidQuery("steer goes with by='dense', 'trace' or 'hybrid', not 'words'")
+        if self.idf and by not in ("trace", "hybrid"):
+            raise InvalidQuery(f"idf weighs neurons: use it with 'trace' or 'hybrid', not {by!r}")
+        if self.weights is None:
+            return
+        if by != "hybrid":
+            raise InvalidQuery(f"weights mix the sides of by='hybrid', not of {by!r}")
+        for side, weight in self.weights.items():
+            if side not in reasons.SIDES:
+                known = ", ".join(reasons.SIDES)
+                raise InvalidQuery(f"weights for {side!r}: a hybrid search has the sides {known}")
+            if not isinstance(weight, int | float) or not 0 <= weight <= MAX_WEIGHT:
+                raise InvalidQuery(f"the weight of {side} is {weight!r}: use 0 to {MAX_WEIGHT:g}")
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a nearness query is near to. With a trace it goes by traces, else by vectors."""
+
+    text: str
+    vector: Float32
+    trace: Trace | None
+
 
 @dataclass(frozen=True)
 class NearParts:
     """What a nearness query was made of, for its reasons."""
 
-    sides: Mapping[str, Ranked]
+    nearness: Ranked
     steer: NeuronQuery | None
     trace: Trace | None
     weights: Float64 | None
@@ -289,6 +302,14 @@ def check_k(k: object) -> None:
     """Raise ``InvalidQuery`` unless ``k`` is a whole number from 1 to a million."""
     if not isinstance(k, int | np.integer) or isinstance(k, bool) or not 1 <= k <= MAX_K:
         raise InvalidQuery(f"k is {k!r}: ask for 1 to {MAX_K:,} hits")
+
+
+def among(found: Ranked, allowed: Int64 | None) -> Ranked:
+    """Return those of the results whose ids are allowed."""
+    if allowed is None:
+        return found
+    kept = np.isin(found.ids, allowed)
+    return Ranked(found.ids[kept], found.scores[kept])
 
 
 def as_ranked(rows: list[tuple[int, float]]) -> Ranked:

@@ -251,6 +251,39 @@ def test_half_life_prefers_the_young(store):
     assert "age" in hits[1].why()
 
 
+def test_conditions_of_steer_hold_for_every_hit_of_a_hybrid(store):
+    """On each side, words included."""
+    store.insert_many([f"word {i}" for i in range(40)])
+    for hit in store.search("word 7", 40, by="hybrid", steer="2 & 3>0.1 & !4"):
+        trace = store.trace(hit.id).to_dict()
+        assert trace.get(3, 0) > 0.1
+        assert 4 not in trace
+
+
+def test_a_weighted_hybrid_is_the_sum_of_its_sides(store):
+    """Each side's score over its best, times its weight; sides of weight 0 stay out."""
+    store.insert_many([f"word {i}" for i in range(12)] + ["quite different"])
+    weights = {"dense": 2.0, "words": 0.5, "trace": 0}
+    hits = store.search("word 3", 20, by="hybrid", weights=weights)
+    dense = {h.id: h.score for h in store.search("word 3", 100)}
+    words = {h.id: h.score for h in store.search("word 3", 100, by="words")}
+    for hit in hits:
+        expected = 2 * dense[hit.id] / max(dense.values())
+        expected += 0.5 * words.get(hit.id, 0) / max(words.values())
+        assert hit.score == pytest.approx(expected)
+        assert set(hit.parts) <= {"dense", "words"}
+
+
+def test_similar_by_trace_needs_no_encoder(path, encoder):
+    """The stored trace is the question: an embedder that cannot be found is not missed."""
+    with MemoryStore.open(path, encoder=encoder) as store:
+        store.insert_many([f"word {i}" for i in range(12)])
+        expected = store.similar(3, by="trace")
+    with MemoryStore.open(path, mode="r") as store:
+        assert store.similar(3, by="trace") == expected
+        assert len(store.similar(3)) == 10
+
+
 def test_hits_become_dicts_frames_and_tables(store):
     """The same rows in each form."""
     store.insert_many([{"text": f"m {i}", "metadata": {"i": i}} for i in range(5)])
