@@ -14,32 +14,37 @@ class Progress:
     """Prints what is done, how fast, and how long it will take.
 
     On a terminal the line is rewritten a few times a second; elsewhere (a log file) a new line
-    comes every ten seconds.
+    comes every ten seconds. ``close`` prints where it ended.
     """
 
     def __init__(self, unit: str) -> None:
         self.unit = unit
-        self.began = time.monotonic()
-        self.first: int | None = None
-        self.printed = float("-inf")
         self.terminal = sys.stderr.isatty()
+        self.began = self.printed = 0.0
+        self.first: int | None = None
+        self.latest: tuple[int, int | None] = (0, None)
+        self.shown: tuple[int, int | None] | None = None
 
     def __call__(self, done: int, total: int | None) -> None:
         """Report that ``done`` of ``total`` are done."""
+        now = time.monotonic()
         if self.first is None:
             # What an earlier run had done says nothing about the speed of this one.
-            self.first, self.began = done, time.monotonic()
-        now = time.monotonic()
-        finished = total is not None and done >= total
-        if not finished and now - self.printed < (0.2 if self.terminal else 10.0):
-            return
-        self.printed = now
-        line = self.line(done, total, now - self.began)
-        end = "" if self.terminal and not finished else "\n"
-        print(f"\r\x1b[K{line}" if self.terminal else line, end=end, file=sys.stderr, flush=True)  # noqa: T201 - this is the one place that prints
+            self.first, self.began = done, now
+        self.latest = (done, total)
+        if self.shown is None or now - self.printed >= (0.2 if self.terminal else 10.0):
+            self.show(end="" if self.terminal else "\n")
 
-    def line(self, done: int, total: int | None, seconds: float) -> str:
+    def show(self, end: str) -> None:
+        """Print the line."""
+        self.printed, self.shown = time.monotonic(), self.latest
+        begin = "\r\x1b[K" if self.terminal else ""
+        print(begin + self.line(), end=end, file=sys.stderr, flush=True)  # noqa: T201 - the one place that prints
+
+    def line(self) -> str:
         """Return ``12,800 of 80,000 rows, 4,210/s, 16 s left``."""
+        done, total = self.latest
+        seconds = time.monotonic() - self.began
         rate = (done - (self.first or 0)) / seconds if seconds > 0 else 0.0
         parts = [f"{done:,}" + (f" of {total:,}" if total is not None else "") + f" {self.unit}"]
         if rate > 0:
@@ -49,6 +54,6 @@ class Progress:
         return ", ".join(parts)
 
     def close(self) -> None:
-        """End the line on a terminal, so that what follows starts on its own."""
-        if self.terminal and self.first is not None:
-            print(file=sys.stderr)  # noqa: T201 - see above
+        """Print the last state where it was not shown, and end the line."""
+        if self.first is not None and (self.terminal or self.shown != self.latest):
+            self.show(end="\n")

@@ -83,10 +83,20 @@ class Reader(OpenStore):
         return concatenate(pages) if pages else empty(record.neurons)
 
     def iter_vectors(self) -> Iterator[tuple[list[int], Float32]]:
-        """Yield (ids, unit vectors) by the page, ids ascending: what an SAE is trained on."""
-        with self._open_database().read() as connection:
-            record = neurons.require_encoder(connection)
-            yield from traces.changed_vectors(connection, record.id, 0, record.dimension)
+        """Yield (ids, unit vectors) by the page, ids ascending: what an SAE is trained on.
+
+        Holds no transaction between pages.
+        """
+        last = 0
+        while True:
+            with self._open_database().read() as connection:
+                record = neurons.require_encoder(connection)
+                pages = traces.changed_vectors(connection, record.id, 0, record.dimension, last)
+                page = next(pages, None)
+            if page is None:
+                return
+            yield page
+            last = page[0][-1]
 
     # --- queries ---------------------------------------------------------------------------
 

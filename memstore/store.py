@@ -83,8 +83,13 @@ class MemoryStore(Reader):
         (done, total or None).
         """
         self._open_database()
-        report = Progress("memories") if progress is True else progress or None
-        return self._writer.insert_many(rows, on_duplicate, vectors, report)
+        if progress is not True:
+            return self._writer.insert_many(rows, on_duplicate, vectors, progress or None)
+        report = Progress("memories")
+        try:
+            return self._writer.insert_many(rows, on_duplicate, vectors, report)
+        finally:
+            report.close()
 
     def update(
         self,

@@ -74,6 +74,8 @@ class Writer:
         """Store rows from any iterable, a batch at a time; returns one id a row, in order."""
         if on_duplicate not in get_args(OnDuplicate):
             raise InvalidInput(f"on_duplicate={on_duplicate!r}: use 'add' or 'skip'")
+        if isinstance(rows, str | bytes | Mapping):
+            raise InvalidInput("rows is one row, not many: use insert(), or put it into a list")
         total = len(rows) if isinstance(rows, Sequence) else None
         checked: Iterable[NewMemory] = check_rows(rows)
         if total is not None:

@@ -104,7 +104,7 @@ def test_killed_inserts_leave_whole_memories_and_can_be_repeated(path, encoder):
     script = (
         "def rows():\n"
         "    for i in range(3000):\n"
-        "        yield {'text': f'memory {i}', 'key': str(i)}\n"
+        "        yield {'text': f'memory {i}', 'key': str(i), 'category': f'c{i % 7}'}\n"
         "store.insert_many(rows(), on_duplicate='skip',\n"
         "    progress=lambda done, _: print(done, flush=True))"
     )
@@ -123,6 +123,22 @@ def test_killed_inserts_leave_whole_memories_and_can_be_repeated(path, encoder):
     with MemoryStore.open(path, encoder=encoder) as store:
         assert [memory.key for memory in store.iter()] == [str(i) for i in range(3000)]
         assert store.check() == []
+    whole = path.with_name("whole.db")
+    run(whole, script)
+    assert rows_of(whole) == rows_of(path)
+
+
+def rows_of(path):
+    """All that is stored, but for times and change numbers."""
+    connection = sqlite3.connect(path)
+    query = (
+        'SELECT memory.id, text, category_id, name, "key", metadata, neurons, activations, vector '
+        "FROM memory JOIN trace ON trace.memory_id = memory.id JOIN vector USING (memory_id) "
+        "LEFT JOIN category ON category.id = category_id"
+    )
+    rows = connection.execute(query + " ORDER BY memory.id").fetchall()
+    connection.close()
+    return rows
 
 
 def test_threads_share_one_store(path, encoder):

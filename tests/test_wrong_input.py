@@ -45,6 +45,8 @@ WRONG = {
     "empty key": (InvalidInput, lambda s: s.insert("a", key="")),
     "unknown field": (InvalidInput, lambda s: s.insert_many([{"text": "a", "mood": 1}])),
     "a row that is a list": (InvalidInput, lambda s: s.insert_many([["a"]])),
+    "one row as many": (InvalidInput, lambda s: s.insert_many({"text": "a"})),
+    "text as many": (InvalidInput, lambda s: s.insert_many("abc")),
     "metadata that is a list": (InvalidMetadata, lambda s: s.insert("a", metadata=[1])),
     "metadata with NaN": (InvalidMetadata, lambda s: s.insert("a", metadata={"x": float("nan")})),
     "metadata with a set": (InvalidMetadata, lambda s: s.insert("a", metadata={"x": {1}})),

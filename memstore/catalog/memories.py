@@ -92,7 +92,9 @@ def category_id(connection: Connection, name: str | None) -> int | None:
 
 def add(connection: Connection, rows: Sequence[NewMemory], change: int, now: int) -> list[int]:
     """Insert rows; returns their ids, which ascend in the order given and are never used again."""
-    categories = {name: category_id(connection, name) for name in {row.category for row in rows}}
+    # In order of appearance: the same rows make the same store.
+    names = dict.fromkeys(row.category for row in rows)
+    categories = {name: category_id(connection, name) for name in names}
     # SQLite holds the write lock, so the ids after the highest ever used are ours to give.
     last = connection.execute(
         text("SELECT seq FROM sqlite_sequence WHERE name = 'memory'")

@@ -86,10 +86,12 @@ def changed_traces(
 
 
 def changed_vectors(
-    connection: Connection, encoder_id: int, since: int, dimension: int
+    connection: Connection, encoder_id: int, since: int, dimension: int, after: int = 0
 ) -> Iterator[tuple[list[int], Float32]]:
-    """Yield (ids ascending, vectors) of memories written after change ``since``, by the page."""
-    after = 0
+    """Yield (ids ascending, vectors) of memories written after change ``since``, by the page.
+
+    Only ids above ``after``.
+    """
     while True:
         rows = connection.execute(
             select(vector.c.memory_id, vector.c.vector)
