@@ -11,9 +11,10 @@ import numpy as np
 
 from memstore import layout
 from memstore.catalog import memories, migrate, neurons, traces, words
-from memstore.catalog.engine import Database, require_folder
+from memstore.catalog.engine import Database
+from memstore.catalog.files import require_new
 from memstore.core.traces import concatenate, empty
-from memstore.errors import StoreDamaged
+from memstore.errors import StoreDamaged, StoreLocked
 from memstore.indices import Indices
 from memstore.types import Memory
 
@@ -26,7 +27,11 @@ def problems(database: Database, indices: Indices) -> list[str]:
     """
     with database.read() as connection:
         found = neurons.integrity(connection)
-        found += neurons.orphans(connection)
+        if broken := neurons.broken(connection):
+            found.append(
+                f"{len(broken)} memories have a missing or broken vector or trace, the first is "
+                f"{broken[0]}: run `memstore check --repair`"
+            )
     if database.mode == "rw":
         found += word_problems(database)
     return found + index_problems(database, indices)
@@ -44,25 +49,38 @@ def word_problems(database: Database) -> list[str]:
 
 
 def index_problems(database: Database, indices: Indices) -> list[str]:
-    """Return a complaint where the neuron index differs from the stored traces."""
+    """Return a complaint an index that differs from what the catalog holds."""
     with indices.turn, database.read() as connection:
         record = neurons.require_encoder(connection)
         state = neurons.state(connection)
-        index = indices.neurons(connection, state, record)
-        held = index.compacted().traces
+        if neurons.broken(connection):
+            return []  # said already; what cannot be read cannot be compared
+        traces_held = indices.neurons(connection, state, record).compacted().traces
         pages = list(traces.changed_traces(connection, record.id, 0, record.neurons))
         stored = concatenate(pages) if pages else empty(record.neurons)
+        vectors_held = indices.dense(connection, state, record).to_arrays()
+        vectors = list(traces.changed_vectors(connection, record.id, 0, record.dimension))
     names = ("ids", "indptr", "neurons", "activations")
-    same = all(np.array_equal(getattr(held, n), getattr(stored, n)) for n in names)
+    same = all(np.array_equal(getattr(traces_held, n), getattr(stored, n)) for n in names)
+    ids = [i for page, _ in vectors for i in page]
+    same &= vectors_held["ids"].tolist() == ids
+    same &= not ids or np.array_equal(
+        vectors_held["vectors"], np.concatenate([page for _, page in vectors])
+    )
     return [] if same else ["the index differs from the catalog: run `memstore check --repair`"]
 
 
-def repair(database: Database, indices: Indices) -> list[str]:
-    """Rebuild everything derived from the texts and traces; returns what is still wrong."""
+def broken_ids(database: Database) -> list[int]:
+    """Return the memories whose vector or trace is missing or of impossible size."""
+    with database.read() as connection:
+        return neurons.broken(connection)
+
+
+def rebuild(database: Database, indices: Indices) -> None:
+    """Drop the indices and rebuild the word lists from the texts."""
     with database.exclusive() as connection:
         words.compact(connection)
     indices.forget()
-    return problems(database, indices)
 
 
 def stats(database: Database) -> dict[str, Any]:
@@ -101,6 +119,7 @@ def forget_deleted(database: Database) -> None:
     """Rebuild the word lists, which keep deleted words, and clear the log of deletions."""
     with database.write() as tx:
         words.compact(tx.connection)
+        memories.prune_categories(tx.connection)
         memories.forget_deletions(tx.connection, tx.change)
 
 
@@ -118,12 +137,17 @@ def vacuum(database: Database) -> None:
     """Rewrite the file without free pages and empty the WAL."""
     with database.driver() as raw:
         raw.execute("VACUUM")
-        raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        busy, _, _ = raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    if busy:
+        raise StoreLocked(
+            f"{database.name} is compact, but a reader keeps deleted text in its WAL: optimize "
+            "again when the reader is done"
+        )
 
 
 def export(found: Iterable[Memory], target: Path) -> int:
     """Write memories as JSON Lines; the file appears whole or not at all. Returns how many."""
-    require_folder(target)
+    require_new(target, "the export")
     part, count = target.with_name(target.name + ".part"), 0
     try:
         with part.open("w", encoding="utf-8") as file:

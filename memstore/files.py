@@ -9,6 +9,7 @@ import csv
 import gzip
 import json
 import sys
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,8 @@ from memstore.errors import InvalidFile
 Format = Literal["jsonl", "json", "csv", "text"]
 FORMATS = get_args(Format)
 STDIN = "-"
+#: Where DictReader puts cells that have no column; no header can be called so.
+SURPLUS = "\0surplus"
 
 #: A line beyond this is no narrative but the wrong file.
 MAX_LINE = 8_000_000
@@ -59,7 +62,7 @@ def opened(file: str) -> Iterator[BinaryIO]:
                 yield plain
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise InvalidFile(f"{file}: {error.strerror}: check the path") from error
-    except (gzip.BadGzipFile, EOFError) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise InvalidFile(f"{file} is not a whole gzip file: {error}") from error
 
 
@@ -128,11 +131,11 @@ def csv_rows(file: str, text: str) -> Iterator[tuple[int, Any]]:
     """Yield (row number from 1, row) of a CSV file whose first line names the columns."""
     csv.field_size_limit(MAX_LINE)
     del text
-    table = csv.DictReader((line + "\n" for _, line in lines(file)), restkey="")
+    table = csv.DictReader((line + "\n" for _, line in lines(file)), restkey=SURPLUS)
     number = 0
     try:
         for number, row in enumerate(table, 1):
-            if "" in row or None in row.values():
+            if SURPLUS in row or None in row.values():
                 raise InvalidFile(
                     f"{file} row {number} has another number of cells than the first line"
                 )

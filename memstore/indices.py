@@ -45,7 +45,8 @@ class Indices:
         self, connection: Connection, state: StoreState, encoder: EncoderRecord
     ) -> NeuronIndex:
         """Return the neuron index, up to date with ``state``."""
-        index = self._neurons
+        # Kept again only once it is whole: an update cut short must not answer.
+        index, self._neurons = self._neurons, None
         if index is None or behind(index.change, state):
             loaded = self._load(TRACES, state, encoder)
             index = NeuronIndex(encoder.neurons)
@@ -64,7 +65,7 @@ class Indices:
         """Return the dense index, up to date with ``state``. Loads FAISS."""
         from memstore.index.dense import DenseIndex
 
-        index = self._dense
+        index, self._dense = self._dense, None
         if index is None or behind(index.change, state):
             loaded = self._load(VECTORS, state, encoder)
             index = DenseIndex(encoder.dimension)

@@ -76,20 +76,25 @@ class NarrativeMemoryAPI:
         Score: mean activation of the positive neurons less that of the negative ones. As in the
         prototype every narrative is a candidate, whatever its score.
         """
-        if not positive_neurons and not negative_neurons:
+        positive, negative = list(positive_neurons), list(negative_neurons)
+        if not positive and not negative:
             raise InvalidQuery("name at least one positive or negative neuron")
-        return self._retrieve(positive_neurons, negative_neurons, k)
+        return self._retrieve(positive, negative, k)
 
     def _retrieve(
         self, positive: Sequence[int], negative: Sequence[int], k: int
     ) -> tuple[Int64, np.ndarray]:
-        terms = [(int(n), 1.0 / len(positive)) for n in positive]
-        terms += [(int(n), -1.0 / len(negative)) for n in negative]
-        found = [self.store.composite(Expression(tuple(terms)), k, min_score=None)]
-        if positive:
+        weights: dict[int, float] = {}
+        for sign, neurons in ((1.0, positive), (-1.0, negative)):
+            for neuron in neurons:
+                share = sign / len(neurons)
+                weights[int(neuron)] = weights.get(int(neuron), 0.0) + share
+        raising = [neuron for neuron, weight in weights.items() if weight > 0]
+        found = [self.store.composite(Expression(tuple(weights.items())), k, min_score=None)]
+        if raising:
             # A store wants a positive neuron to fire; the prototype ranked the rest too.
-            silent = tuple(Condition(int(n), "<=", 0.0) for n in positive)
-            rest = tuple(term for term in terms if term[1] < 0 and term[0] not in positive)
+            silent = tuple(Condition(neuron, "<=", 0.0) for neuron in raising)
+            rest = tuple((n, weight) for n, weight in weights.items() if weight < 0)
             found.append(self.store.composite(Expression(rest, silent), k, min_score=None))
         top = best(join([as_ranked(hits) for hits in found]), k)
         # The store of this face is filled once, in order: ids run from 1.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,9 @@ class Neurons:
         with self._database.read() as connection:
             return neurons.require_encoder(connection).neurons
 
+    def __iter__(self) -> Iterator[Neuron]:
+        return (self[number] for number in range(len(self)))
+
     def __getitem__(self, ref: NeuronRef) -> Neuron:
         """Return what is known of one neuron. Raises ``UnknownNeuron``."""
         with self._searcher.view() as view:
@@ -42,7 +45,10 @@ class Neurons:
             order = np.argsort(everywhere.ids)
             ids, activations = everywhere.ids[order], everywhere.scores[order]
             members: dict[str, NDArray[np.bool_]] = {}
+            known = set(ids.tolist())
             for memory_id, name in memories.category_of_ids(view.connection):
+                if memory_id not in known:
+                    continue  # its trace is lost: `check` reports it
                 mask = members.setdefault(name, np.zeros(len(ids), dtype=bool))
                 mask[np.searchsorted(ids, memory_id)] = True
             label, grade = neurons.label(view.connection, view.encoder.id, number)
@@ -64,7 +70,7 @@ class Neurons:
 
         Labels are hypotheses: ``grade`` (0 to 1) says how far this one could be trusted.
         """
-        if grade is not None and not 0 <= grade <= 1:
+        if grade is not None and (not isinstance(grade, int | float) or not 0 <= grade <= 1):
             raise InvalidInput(f"grade {grade!r}: use a number from 0 to 1")
         check_name("label", name)
         with self._searcher.view() as view:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Self
 
 from memstore import layout
 from memstore.catalog import memories, migrate, neurons
-from memstore.catalog.engine import Database, Mode, inspect_file, require_folder
+from memstore.catalog.engine import Database
+from memstore.catalog.files import Mode, create_private, inspect_file, require_folder
 from memstore.catalog.neurons import EncoderRecord
 from memstore.errors import InvalidQuery, StoreClosed, StoreError, StoreNotFound
 from memstore.indices import Indices
@@ -88,9 +89,7 @@ class OpenStore:
             return
         try:
             if self._writer.written >= WORTH_SAVING:
-                self._save_index()
-        except (OSError, StoreError) as error:
-            log.warning("the index was not saved, the next open will rebuild it: %s", error)
+                self._save_index_or_warn()
         finally:
             self._database = None
             database.close()
@@ -118,6 +117,13 @@ class OpenStore:
                 self._encoder = Encoder.from_config(record.config)
             return self._encoder.require(record.fingerprint, record.name)
 
+    def _save_index_or_warn(self) -> None:
+        """Save the index; failing costs the next open some time and nothing else."""
+        try:
+            self._save_index()
+        except (OSError, StoreError) as error:
+            log.warning("the index was not saved, the next open will rebuild it: %s", error)
+
     def _save_index(self) -> None:
         database = self._open_database()
         if self._indices.folder is None:
@@ -143,6 +149,7 @@ def open_database(path: str | os.PathLike[str], mode: Mode, busy_timeout: float)
         )
     if mode == "rw":
         require_folder(file)
+        create_private(file)
     database = Database(file, mode, busy_timeout)
     try:
         if mode == "rw" and (found != "store" or not migrate.is_set_up(database)):

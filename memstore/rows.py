@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from memstore.catalog.memories import NewMemory, to_microseconds
+from memstore.catalog.memories import NewMemory, from_microseconds, to_microseconds
 from memstore.errors import (
     InvalidInput,
     InvalidMetadata,
@@ -23,6 +23,8 @@ from memstore.errors import (
 MAX_TEXT = 100_000
 MAX_NAME = 1_000
 MAX_METADATA = 1_000_000
+#: Python parses JSON by recursion; deeper metadata could be stored and never read again.
+MAX_DEPTH = 100
 FIELDS = ("text", "category", "key", "metadata", "occurred_at")
 
 UNITS = {"s": 1.0, "min": 60.0, "h": 3_600.0, "d": 86_400.0, "w": 604_800.0, "y": 31_557_600.0}
@@ -95,6 +97,8 @@ def check_metadata(metadata: object) -> str:
         raise InvalidMetadata(f"metadata must be a dict, not {type(metadata).__name__}")
     if not all(isinstance(name, str) for name in metadata):
         raise InvalidMetadata("metadata names must be text: JSON has no others")
+    if depth(metadata) > MAX_DEPTH:
+        raise InvalidMetadata(f"metadata is nested deeper than {MAX_DEPTH}: flatten it")
     try:
         packed = json.dumps(dict(metadata), ensure_ascii=False, allow_nan=False)
         packed.encode("utf-8")
@@ -107,6 +111,20 @@ def check_metadata(metadata: object) -> str:
     return packed
 
 
+def depth(value: object) -> int:
+    """Return how deep dicts and lists are nested, counted no further than it matters."""
+    level, layer = 0, [value]
+    while layer and level <= MAX_DEPTH:
+        inner: list[object] = []
+        for item in layer:
+            if isinstance(item, Mapping):
+                inner.extend(item.values())
+            elif isinstance(item, list | tuple):
+                inner.extend(item)
+        level, layer = level + 1, inner
+    return level
+
+
 def check_time(value: object) -> int | None:
     """Return microseconds since 1970 of a datetime or ISO 8601 text. Without a zone: UTC."""
     if value is None:
@@ -116,9 +134,16 @@ def check_time(value: object) -> int | None:
             value = datetime.fromisoformat(value)
         except ValueError as error:
             raise InvalidTime(f"{value!r:.60} is not an ISO 8601 time: 2026-05-01T09:30") from error
-    if not isinstance(value, datetime):
-        raise InvalidTime(f"a time is a datetime or ISO 8601 text, not {type(value).__name__}")
-    return to_microseconds(value)
+    if not isinstance(value, datetime) or value != value:  # pandas' NaT is a datetime, not a time
+        raise InvalidTime(f"a time is a datetime or ISO 8601 text, not {value!r:.60}")
+    moment = to_microseconds(value)
+    try:
+        from_microseconds(moment)
+    except OverflowError as error:
+        raise InvalidTime(
+            f"{value} falls outside the years 1 to 9999 in UTC: correct it"
+        ) from error
+    return moment
 
 
 def now() -> int:
@@ -151,6 +176,10 @@ def pick(row: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     """
     taken = {field: row[name] for field, name in names.items() if row.get(name) not in (None, "")}
     rest = {n: v for n, v in row.items() if n not in names.values() and v not in (None, "")}
+    for field in ("key", "category"):
+        if isinstance(taken.get(field), int | float) and not isinstance(taken[field], bool):
+            # Numbers serve as ids and classes in many files; here they are names.
+            taken[field] = str(taken[field])
     given = taken.pop("metadata", None)
     if isinstance(given, Mapping):
         rest.update(given)

@@ -18,7 +18,7 @@ from memstore.catalog import neurons, traces, words
 from memstore.catalog.engine import Database
 from memstore.catalog.neurons import EncoderRecord
 from memstore.core import ranking
-from memstore.core.expression import MAX_WEIGHT, NeuronQuery
+from memstore.core.expression import MAX_WEIGHT, NeuronQuery, check_number
 from memstore.core.ranking import Ranked, best
 from memstore.core.traces import cosine_parts, idf
 from memstore.encoder import Encoder
@@ -68,6 +68,8 @@ class Searcher:
     ) -> Hits:
         """Return the k best of a neuron expression."""
         check_k(k)
+        if min_score is not None:
+            check_number(min_score, "min_score")
         fading = check_half_life(half_life)
         with self.view() as view:
             query = view.resolve(expression)
@@ -239,7 +241,8 @@ class Searcher:
         if words.terms(question.text):
             found = as_ranked(words.search(view.connection, question.text, None, None))
             sides["words"] = best(among(found, allowed), depth)
-        if steer is not None:
+        if steer is not None and steer.has_positive:
+            # Without a positive term every memory is a candidate, and ranks would go by id.
             sides["steer"] = best(index.composite(steer, allowed), depth)
         if options.weights is None:
             return sides
@@ -271,6 +274,8 @@ class Options:
             return
         if by != "hybrid":
             raise InvalidQuery(f"weights mix the sides of by='hybrid', not of {by!r}")
+        if not isinstance(self.weights, Mapping) or not self.weights:
+            raise InvalidQuery("weights is a dict of sides: {'dense': 1, 'words': 0.5}")
         for side, weight in self.weights.items():
             if side not in reasons.SIDES:
                 known = ", ".join(reasons.SIDES)

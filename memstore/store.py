@@ -129,13 +129,10 @@ class MemoryStore(Reader):
         ``fields``: ``category``, ``metadata``, ``occurred_at``. Those left out stay as they are.
         """
         self._open_database()
-        check_row({"text": text, "key": key, **fields})
-        found = self._id_of_key(key)
-        if found is None:
-            inserted: int = self.insert(text, key=key, **fields)
-            return inserted
-        self.update(found, text=text, **fields)
-        return found
+        if key is None:
+            raise InvalidInput("upsert() needs a key to know the memory by")
+        row = check_row({"text": text, "key": key, **fields})
+        return self._writer.upsert(row, {"text", *fields})
 
     def delete(self, ids: int | Iterable[int]) -> int:
         """Delete memories by id; returns how many there were. Unknown ids are no error."""
@@ -161,20 +158,28 @@ class MemoryStore(Reader):
 
         Rebuilds word lists, clears the log of deletions, refreshes neuron statistics, rewrites the
         file. Needs free space of about the store's size, and waits for other writers.
+        Raises ``StoreLocked`` where a reader kept the WAL from being emptied: call it again.
         """
         database = self._open_database()
         care.forget_deleted(database)
-        self._save_index()
         care.write_statistics(database, self._indices)
         care.vacuum(database)
+        self._save_index_or_warn()
 
     def check(self) -> list[str]:
         """Return what is wrong with the store, a sentence each; an empty list is well."""
         return care.problems(self._open_database(), self._indices)
 
     def repair(self) -> list[str]:
-        """Rebuild everything derived (index, word lists); returns what is still wrong."""
-        return care.repair(self._open_database(), self._indices)
+        """Rebuild everything derived: index, word lists, broken vectors and traces.
+
+        Returns what is still wrong.
+        """
+        database = self._open_database()
+        care.rebuild(database, self._indices)
+        if broken := care.broken_ids(database):
+            self._writer.mend(broken)
+        return care.problems(database, self._indices)
 
     def backup(self, path: str | os.PathLike[str]) -> None:
         """Copy the store, live, to a new file. The index is left out: it rebuilds itself."""

@@ -76,11 +76,16 @@ class Writer:
             raise InvalidInput(f"on_duplicate={on_duplicate!r}: use 'add' or 'skip'")
         if isinstance(rows, str | bytes | Mapping):
             raise InvalidInput("rows is one row, not many: use insert(), or put it into a list")
+        if hasattr(rows, "columns"):
+            raise InvalidInput("rows is a table: hand in its rows, frame.to_dict('records')")
         total = len(rows) if isinstance(rows, Sequence) else None
         checked: Iterable[NewMemory] = check_rows(rows)
         if total is not None:
             # What is all here is checked whole, so that a bad row leaves the store as it was.
             checked = list(checked)
+            if on_duplicate == "add":
+                with self.database.read() as connection:
+                    refuse_known_keys(connection, checked, range(total))
         given = None if vectors is None else self._given(vectors, total)
         ids: list[int] = []
         for batch in batches(checked, given):
@@ -94,27 +99,25 @@ class Writer:
         return ids
 
     def _given(self, vectors: ArrayLike, total: int | None) -> Float32:
-        matrix = np.asarray(vectors)
-        rows = total if total is not None else (len(matrix) if matrix.ndim else 0)
-        return unit_vectors(matrix, rows, self.encoder().dimension)
+        rows = total
+        if rows is None:
+            # A stream does not say how many it will be; its vectors do.
+            rows = len(vectors) if isinstance(vectors, Sequence | np.ndarray) else 0
+        return unit_vectors(vectors, rows, self.encoder().dimension)
 
     def _store(self, batch: Batch, skip: bool) -> list[int]:
         """Store one batch in one transaction; returns one id a row."""
-        owners = first_of_each(batch.rows) if skip else list(range(len(batch.rows)))
         while True:
             with self.database.read() as connection:
-                known = existing(connection, batch.rows) if skip else {}
-            missing = [row for row in sorted(set(owners)) if row not in known]
-            if not missing:
-                return [known[owner] for owner in owners]
-            encoded = self._encode(batch, missing)
+                plan = Plan.of(connection, batch.rows, skip)
+            if not plan.missing:
+                return plan.ids({})
+            encoded = self._encode(batch, plan.missing)
             with self.database.write() as tx:
                 # Again, now that nobody else can write: another process may have been faster.
-                known = existing(tx.connection, batch.rows) if skip else {}
-                missing = [row for row in sorted(set(owners)) if row not in known]
-                if set(missing) <= set(encoded.rows):
-                    known |= self._add(tx, batch, encoded.only(missing))
-                    return [known[owner] for owner in owners]
+                plan = Plan.of(tx.connection, batch.rows, skip)
+                if set(plan.missing) <= set(encoded.rows):
+                    return plan.ids(self._add(tx, batch, encoded.only(plan.missing)))
             # A memory that was there before encoding has been deleted since: once more.
 
     def _encode(self, batch: Batch, rows: list[int]) -> Encoded:
@@ -139,24 +142,62 @@ class Writer:
 
     def update(self, memory_id: int, row: NewMemory, fields: set[str]) -> None:
         """Set the named fields of one memory to those of ``row``."""
-        encoded = None
-        if "text" in fields:
-            encoded = self._encode(Batch(0, [row], None), [0])
+        batch = Batch(0, [row], None)
+        encoded = self._encode(batch, [0]) if "text" in fields else None
         with self.database.write() as tx:
             if memory_id not in memories.by_ids(tx.connection, [memory_id]):
                 raise MemoryNotFound(f"no memory has id {memory_id}: `list` shows which there are")
-            values: dict[str, Any] = {name: getattr(row, name) for name in fields}
-            if values.get("key") is not None:
-                owner = memories.id_of_key(tx.connection, values["key"])
-                if owner not in (None, memory_id):
-                    raise DuplicateKey(f"memory {owner} already has the key {values['key']!r}")
-            if "category" in values:
-                values["category_id"] = memories.category_id(tx.connection, values.pop("category"))
-            memories.change(tx.connection, memory_id, values, tx.change, now())
-            if encoded is not None:
-                traces.remove(tx.connection, [memory_id])
-                encoder_id = neurons.require_encoder(tx.connection).id
-                traces.add(tx.connection, encoder_id, [memory_id], encoded.vectors, encoded.traces)
+            self._change(tx, memory_id, row, fields, encoded)
+
+    def upsert(self, row: NewMemory, fields: set[str]) -> int:
+        """Change the memory with the row's key, or insert the row; one transaction."""
+        batch = Batch(0, [row], None)
+        encoded = self._encode(batch, [0])
+        with self.database.write() as tx:
+            found = None if row.key is None else memories.id_of_key(tx.connection, row.key)
+            if found is None:
+                return self._add(tx, batch, encoded)[0]
+            self._change(tx, found, row, fields, encoded)
+            return found
+
+    def _change(
+        self,
+        tx: Write,
+        memory_id: int,
+        row: NewMemory,
+        fields: set[str],
+        encoded: Encoded | None,
+    ) -> None:
+        values: dict[str, Any] = {name: getattr(row, name) for name in fields}
+        if values.get("key") is not None:
+            owner = memories.id_of_key(tx.connection, values["key"])
+            if owner not in (None, memory_id):
+                raise DuplicateKey(
+                    f"memory {owner} already has the key {values['key']!r}: choose another"
+                )
+        if "category" in values:
+            values["category_id"] = memories.category_id(tx.connection, values.pop("category"))
+        memories.change(tx.connection, memory_id, values, tx.change, now())
+        if encoded is not None:
+            self._replace(tx, [memory_id], encoded)
+
+    def _replace(self, tx: Write, ids: list[int], encoded: Encoded) -> None:
+        traces.remove(tx.connection, ids)
+        encoder_id = neurons.require_encoder(tx.connection).id
+        traces.add(tx.connection, encoder_id, ids, encoded.vectors, encoded.traces)
+
+    def mend(self, ids: Sequence[int]) -> None:
+        """Encode the texts of these memories again, whose vectors or traces are lost or broken."""
+        for start in range(0, len(ids), BATCH):
+            page = ids[start : start + BATCH]
+            with self.database.read() as connection:
+                found = memories.by_ids(connection, page)
+            rows = [check_row(found[i].text) for i in page]
+            encoded = self._encode(Batch(0, rows, None), list(range(len(rows))))
+            with self.database.write() as tx:
+                for memory_id in page:
+                    memories.change(tx.connection, memory_id, {}, tx.change, now())
+                self._replace(tx, list(page), encoded)
 
     def delete(self, ids: Sequence[int]) -> int:
         """Delete memories by id; returns how many there were."""
@@ -193,15 +234,46 @@ def batches(rows: Iterable[NewMemory], vectors: Float32 | None) -> Iterator[Batc
         first += len(page)
 
 
-def identity(row: NewMemory) -> tuple[str, str | bytes]:
-    """Return what makes a row the same as another: its key, or its text where it has none."""
-    return ("text", row.content_hash) if row.key is None else ("key", row.key)
+@dataclass(frozen=True)
+class Plan:
+    """Which rows of a batch are to be inserted, and whose id each row gets."""
 
+    known: dict[int, int]
+    """``{row: id}`` of rows that are stored already."""
+    owners: list[int]
+    """For each row the row whose memory it is: itself, or an earlier one that is the same."""
 
-def first_of_each(rows: Sequence[NewMemory]) -> list[int]:
-    """Return for each row the first row of the same identity."""
-    first: dict[tuple[str, str | bytes], int] = {}
-    return [first.setdefault(identity(row), number) for number, row in enumerate(rows)]
+    @classmethod
+    def of(cls, connection: Connection, rows: Sequence[NewMemory], skip: bool) -> Plan:
+        """Return the plan, row by row, as if each had been inserted before the next was looked at.
+
+        A row is the same as a memory with its key; without a key, as one with its text.
+        """
+        if not skip:
+            return cls({}, list(range(len(rows))))
+        known, owners = existing(connection, rows), []
+        by_key: dict[str, int] = {}
+        by_text: dict[bytes, int] = {}
+        for number, row in enumerate(rows):
+            owner = by_text.get(row.content_hash) if row.key is None else by_key.get(row.key)
+            if owner is None or number in known:
+                owner = number
+            owners.append(owner)
+            if row.key is not None:
+                by_key.setdefault(row.key, owner)
+            if owner == number and number not in known:
+                by_text.setdefault(row.content_hash, number)
+        return cls(known, owners)
+
+    @property
+    def missing(self) -> list[int]:
+        """The rows to insert, ascending."""
+        return [n for n, owner in enumerate(self.owners) if n == owner and n not in self.known]
+
+    def ids(self, added: Mapping[int, int]) -> list[int]:
+        """Return one id a row, ``added`` being those of the rows inserted just now."""
+        found = {**self.known, **added}
+        return [found[owner] for owner in self.owners]
 
 
 def existing(connection: Connection, rows: Sequence[NewMemory]) -> dict[int, int]:

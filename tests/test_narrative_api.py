@@ -71,7 +71,16 @@ def test_top_k_of_a_neuron_is_what_torch_finds(api, memory_trace, neuron):
 
 @pytest.mark.parametrize(
     ("positive", "negative"),
-    [([15], [5]), ([13, 27], []), ([13], [4, 27]), ([], [10, 16]), ([3, 4], [4, 5, 6])],
+    [
+        ([15], [5]),
+        ([13, 27], []),
+        ([13], [4, 27]),
+        ([], [10, 16]),
+        ([3, 4], [4, 5, 6]),
+        ([1, 2], [1]),
+        ([1], [1]),
+        ([1, 1, 2], [3]),
+    ],
 )
 def test_composites_are_what_torch_finds(api, memory_trace, positive, negative):
     """Mean of the positive less mean of the negative, over every narrative."""

@@ -13,30 +13,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
-from urllib.parse import quote
 
 from sqlalchemy import Connection, create_engine, event, text
 from sqlalchemy.engine import Engine
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import QueuePool, StaticPool
 
-from memstore.errors import (
-    InvalidInput,
-    NotAStore,
-    StoreDamaged,
-    StoreError,
-    StoreFull,
-    StoreLocked,
-    StoreNotFound,
-    StoreReadOnly,
-)
+from memstore.catalog.failures import translated
+from memstore.catalog.files import Mode, file_uri
+from memstore.errors import StoreClosed, StoreError, StoreReadOnly
 
-Mode = Literal["rw", "r"]
-
-#: Written into the SQLite header ("mems"), so that a file says what it is without being opened.
-APPLICATION_ID = 0x6D656D73
-SQLITE_MAGIC = b"SQLite format 3\x00"
 #: FTS5, upserts, RETURNING and json_each with types all exist from here on.
 OLDEST_SQLITE = (3, 35, 0)
 
@@ -65,6 +50,7 @@ class Database:
             nullcontext() if path else threading.RLock()
         )
         self._uri = ":memory:" if path is None else file_uri(path, mode)
+        self._owner: int | None = os.getpid()
         self.engine = self._engine()
 
     @property
@@ -100,9 +86,22 @@ class Database:
         return connection
 
     @contextmanager
+    def _connection(self) -> Iterator[Connection]:
+        """Lend a connection. Raises ``StoreClosed`` after ``close``, and in a forked child.
+
+        SQLite's locks do not survive a fork: a child that went on with its parent's connections
+        would lose writes that were acknowledged.
+        """
+        if self._owner != os.getpid():
+            reason = "was closed" if self._owner is None else "was opened before a fork"
+            raise StoreClosed(f"{self.name} {reason}: open it again")
+        with self._turn, translated(self.name), self.engine.connect() as connection:
+            yield connection
+
+    @contextmanager
     def read(self) -> Iterator[Connection]:
         """Open a read transaction: all its statements see one and the same state."""
-        with self._turn, translated(self.name), self.engine.connect() as connection:
+        with self._connection() as connection:
             connection.begin()
             yield connection
 
@@ -125,7 +124,7 @@ class Database:
             raise StoreReadOnly(
                 f'{self.name} was opened with mode="r": open it with mode="rw" to write'
             )
-        with self._turn, translated(self.name), self.engine.connect() as connection:
+        with self._connection() as connection:
             writer = connection.execution_options(memstore_begin="IMMEDIATE")
             with writer.begin():
                 yield writer
@@ -133,7 +132,7 @@ class Database:
     @contextmanager
     def driver(self) -> Iterator[sqlite3.Connection]:
         """Lend the driver's connection outside any transaction: pragmas, VACUUM, backup."""
-        with self._turn, translated(self.name), self.engine.connect() as connection:
+        with self._connection() as connection:
             raw = connection.connection.driver_connection
             if not isinstance(raw, sqlite3.Connection):
                 raise StoreError(f"{self.name} is not connected through sqlite3: open it again")
@@ -141,98 +140,11 @@ class Database:
 
     def close(self) -> None:
         """Close every connection; SQLite folds the WAL into the file when the last one goes."""
-        self.engine.dispose()
+        # A forked child must not touch its parent's connections, not even to close them.
+        self.engine.dispose(close=self._owner in (None, os.getpid()))
+        self._owner = None
 
 
 def _begin(connection: Connection) -> None:
     kind = connection.get_execution_options().get("memstore_begin", "DEFERRED")
     connection.exec_driver_sql(f"BEGIN {kind}")
-
-
-def file_uri(path: Path, mode: Mode) -> str:
-    """Return SQLite's URI for a file.
-
-    A reader in a folder it cannot write cannot make the WAL's shared memory. There nobody else can
-    write either, so SQLite may be told that the file does not change (``immutable``).
-    """
-    where = quote(str(path.resolve()))
-    if mode == "rw":
-        return f"file:{where}?mode=rwc"
-    writable = os.access(path.parent, os.W_OK) and not is_read_only_media(path.parent)
-    wal = path.with_name(path.name + "-wal")
-    return f"file:{where}?mode=ro" + ("" if writable or wal.exists() else "&immutable=1")
-
-
-def is_read_only_media(folder: Path) -> bool:
-    """Return whether the file system is mounted read-only, which ``os.access`` hides from root."""
-    return hasattr(os, "statvfs") and bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
-
-
-def inspect_file(path: Path) -> Literal["missing", "empty", "store"]:
-    """Return what lies at ``path``, without locking it. Raises ``NotAStore`` for anything else."""
-    try:
-        with path.open("rb") as file:
-            header = file.read(100)
-    except FileNotFoundError:
-        return "missing"
-    except IsADirectoryError as error:
-        raise NotAStore(f"{path} is a folder: name the store's file inside it") from error
-    except PermissionError as error:
-        raise StoreReadOnly(f"no permission to read {path}: change it or choose another") from error
-    if not header:
-        return "empty"
-    application_id = int.from_bytes(header[68:72], "big")
-    if not header.startswith(SQLITE_MAGIC) or application_id != APPLICATION_ID:
-        kind = (
-            "a SQLite database of another program" if header.startswith(SQLITE_MAGIC) else "a file"
-        )
-        raise NotAStore(f"{path} is {kind}, not a memstore store: choose another path")
-    return "store"
-
-
-def require_folder(path: Path) -> None:
-    """Raise unless a store could be written at ``path``."""
-    if not path.parent.is_dir():
-        raise StoreNotFound(f"the folder {path.parent} does not exist: create it first")
-    if not os.access(path.parent, os.W_OK) or is_read_only_media(path.parent):
-        raise StoreReadOnly(
-            f"cannot write in {path.parent}: choose another folder, or open an existing store "
-            'with mode="r"'
-        )
-
-
-@contextmanager
-def translated(name: str) -> Iterator[None]:
-    """Turn SQLite's errors into memstore's, by result code; others pass unchanged."""
-    try:
-        yield
-    except DBAPIError as error:
-        if isinstance(error.orig, sqlite3.Error):
-            raise store_error(name, error.orig) from error
-        raise
-    except sqlite3.Error as error:
-        raise store_error(name, error) from error
-    except UnicodeEncodeError as error:
-        raise InvalidInput(f"text that is not valid Unicode: {error.reason}; repair it") from error
-
-
-def store_error(name: str, error: sqlite3.Error) -> StoreError:
-    """Return memstore's error for a SQLite error (https://sqlite.org/rescode.html)."""
-    code = getattr(error, "sqlite_errorcode", None) or 0
-    if code == sqlite3.SQLITE_IOERR_SHMSIZE:
-        # A full disk met while growing the WAL's shared memory comes as an I/O error.
-        code = sqlite3.SQLITE_FULL
-    kind, remedy = {
-        sqlite3.SQLITE_BUSY: (
-            StoreLocked,
-            "is being written by another process: try again, or open it with a longer busy_timeout",
-        ),
-        sqlite3.SQLITE_LOCKED: (StoreLocked, "is locked: try again"),
-        sqlite3.SQLITE_READONLY: (StoreReadOnly, 'cannot be written: open it with mode="r"'),
-        sqlite3.SQLITE_PERM: (StoreReadOnly, "cannot be opened: check its permissions"),
-        sqlite3.SQLITE_CANTOPEN: (StoreReadOnly, "cannot be opened: check path and permissions"),
-        sqlite3.SQLITE_FULL: (StoreFull, "has no space left: free some and repeat the call"),
-        sqlite3.SQLITE_CORRUPT: (StoreDamaged, "is damaged: restore a backup"),
-        sqlite3.SQLITE_NOTADB: (NotAStore, "is not a memstore store: choose another path"),
-    }.get(code & 0xFF, (StoreError, "failed: see SQLite's message"))
-    return kind(f"{name} {remedy} (SQLite: {error})")

@@ -62,6 +62,8 @@ class Compiler:
             raise InvalidFilter(
                 f"a filter is a dict such as {{'category': 'Routine'}}, not {where!r:.60}"
             )
+        if depth and not where:
+            raise InvalidFilter("an empty filter inside another matches everything: leave it out")
         parts = []
         for name, value in where.items():
             self.conditions += 1
@@ -140,7 +142,7 @@ class Field:
             return self._column_value(value), self.value.is_not(None)
         if isinstance(value, bool):
             return int(value), self.json_type.in_(["true", "false"])
-        if isinstance(value, int | float) and math.isfinite(value):
+        if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
             return sqlite_number(self.name, value), self.json_type.in_(["integer", "real"])
         if isinstance(value, str):
             return value, self.json_type == "text"

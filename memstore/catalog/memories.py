@@ -132,6 +132,8 @@ def change(
         .where(memory.c.id == memory_id)
         .values(**values, updated_at=now, changed=change)
     )
+    if "category_id" in values:
+        prune_categories(connection)
 
 
 def remove(connection: Connection, ids: Sequence[int], change: int) -> int:
@@ -150,13 +152,18 @@ def remove(connection: Connection, ids: Sequence[int], change: int) -> int:
     removed = connection.execute(
         text("DELETE FROM memory WHERE id IN (SELECT value FROM json_each(:ids))"), listed
     ).rowcount
+    prune_categories(connection)
+    return removed
+
+
+def prune_categories(connection: Connection) -> None:
+    """Delete the categories that nothing uses any more: their names may tell, too."""
     connection.execute(
         text(
             "DELETE FROM category WHERE NOT EXISTS "
             "(SELECT 1 FROM memory WHERE category_id = category.id)"
         )
     )
-    return removed
 
 
 def by_ids(connection: Connection, ids: Iterable[int]) -> dict[int, Memory]:

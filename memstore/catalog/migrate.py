@@ -16,16 +16,11 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import OperationalError
 
 from memstore import layout
-from memstore.catalog.engine import (
-    APPLICATION_ID,
-    Database,
-    inspect_file,
-    require_folder,
-    translated,
-)
+from memstore.catalog.engine import Database
+from memstore.catalog.failures import translated
+from memstore.catalog.files import APPLICATION_ID, create_private, inspect_file, require_new
 from memstore.errors import (
     StoreDamaged,
-    StoreError,
     StoreNotFound,
     StoreOutOfDate,
     StoreTooNew,
@@ -154,15 +149,14 @@ def backup_path(path: Path, found: str) -> Path:
 
 def backup(database: Database, target: Path) -> None:
     """Copy a live store to a new file. Raises ``StoreError`` where one is there already."""
-    require_folder(target)
-    if target.exists():
-        raise StoreError(f"{target} exists: name a new file for the backup")
+    require_new(target, "the backup")
     copy_store(database, target)
 
 
 def copy_store(database: Database, target: Path) -> None:
     """Copy a live store through SQLite's backup API; the copy appears whole or not at all."""
     part = target.with_name(target.name + ".part")
+    create_private(part)
     try:
         with (
             database.driver() as raw,

@@ -184,16 +184,20 @@ def integrity(connection: Connection) -> list[str]:
     return problems
 
 
-def orphans(connection: Connection) -> list[str]:
-    """Return memories without vector or trace under the store's encoder, as complaints."""
-    problems = []
-    for name in ("vector", "trace"):
-        missing = connection.execute(
-            text(
-                f"SELECT count(*) FROM memory WHERE NOT EXISTS (SELECT 1 FROM {name} "
-                "WHERE memory_id = memory.id AND encoder_id = (SELECT encoder_id FROM store))"
-            )
-        ).scalar_one()
-        if missing:
-            problems.append(f"{missing} memories have no {name}")
-    return problems
+def broken(connection: Connection) -> list[int]:
+    """Return the memories whose vector or trace is missing, or of a size that cannot be."""
+    rows = connection.execute(
+        text(
+            """
+            SELECT memory.id FROM memory JOIN store JOIN encoder ON encoder.id = store.encoder_id
+            LEFT JOIN vector ON vector.memory_id = memory.id AND vector.encoder_id = encoder.id
+            LEFT JOIN trace ON trace.memory_id = memory.id AND trace.encoder_id = encoder.id
+            WHERE coalesce(length(vector), -1) != 4 * encoder.dimension
+               OR coalesce(length(activations), -1) % 2 != 0
+               OR coalesce(length(trace.neurons), -1) !=
+                  length(activations) / 2 * CASE WHEN encoder.neurons <= 65536 THEN 2 ELSE 4 END
+            ORDER BY memory.id
+            """
+        )
+    )
+    return list(rows.scalars())

@@ -70,19 +70,8 @@ def changed_traces(
     connection: Connection, encoder_id: int, since: int, width: int
 ) -> Iterator[Traces]:
     """Yield the traces of memories written after change ``since``, ids ascending, by the page."""
-    after = 0
-    while True:
-        rows = connection.execute(
-            select(trace.c.memory_id, trace.c.neurons, trace.c.activations)
-            .join(memory, memory.c.id == trace.c.memory_id)
-            .where(trace.c.encoder_id == encoder_id, memory.c.changed > since, memory.c.id > after)
-            .order_by(memory.c.id)
-            .limit(PAGE)
-        ).all()
-        if not rows:
-            return
-        yield packed.unpack([tuple(row) for row in rows], width)
-        after = rows[-1].memory_id
+    for ids in changed_ids(connection, since):
+        yield by_ids(connection, encoder_id, ids, width)
 
 
 def changed_vectors(
@@ -92,18 +81,28 @@ def changed_vectors(
 
     Only ids above ``after``.
     """
+    for ids in changed_ids(connection, since, after):
+        yield vectors_by_ids(connection, encoder_id, ids, dimension)
+
+
+def changed_ids(connection: Connection, since: int, after: int = 0) -> Iterator[list[int]]:
+    """Yield ids of memories written after change ``since``, ascending, by the page.
+
+    A replay touches only what changed (index ``memory_changed``); a full read walks the table.
+    """
+    if since > 0:
+        query = select(memory.c.id).where(memory.c.changed > since, memory.c.id > after)
+        ids = sorted(connection.execute(query).scalars())
+        for start in range(0, len(ids), PAGE):
+            yield ids[start : start + PAGE]
+        return
     while True:
-        rows = connection.execute(
-            select(vector.c.memory_id, vector.c.vector)
-            .join(memory, memory.c.id == vector.c.memory_id)
-            .where(vector.c.encoder_id == encoder_id, memory.c.changed > since, memory.c.id > after)
-            .order_by(memory.c.id)
-            .limit(PAGE)
-        ).all()
-        if not rows:
+        query = select(memory.c.id).where(memory.c.id > after).order_by(memory.c.id).limit(PAGE)
+        page = list(connection.execute(query).scalars())
+        if not page:
             return
-        yield [row.memory_id for row in rows], unpack_vectors((r.vector for r in rows), dimension)
-        after = rows[-1].memory_id
+        yield page
+        after = page[-1]
 
 
 def deleted(connection: Connection, since: int) -> list[int]:

@@ -34,7 +34,9 @@ def match_expression(query: str) -> str:
     found = terms(query)
     if not found:
         raise InvalidQuery(f"{query!r:.60} has no word to search for: use letters or digits")
-    return " OR ".join(f'"{word}"' for word in found[:MAX_WORDS])
+    if len(found) > MAX_WORDS:
+        raise InvalidQuery(f"{len(found)} different words: search for at most {MAX_WORDS}")
+    return " OR ".join(f'"{word}"' for word in found)
 
 
 def search(

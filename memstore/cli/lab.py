@@ -49,10 +49,26 @@ def print_measures(result: Measures, *, as_json: bool) -> None:
 @click.command("train")
 @texts_argument
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Weights folder.")
-@click.option("--neurons", default=2048, show_default=True, help="How many neurons.")
-@click.option("-k", default=32, show_default=True, help="How many may fire for one text.")
-@click.option("--epochs", default=20, show_default=True, help="Passes over the texts.")
-@click.option("--seed", default=0, show_default=True, help="Decides weights, order and hold-out.")
+@click.option(
+    "--neurons", type=click.IntRange(1), default=2048, show_default=True, help="How many neurons."
+)
+@click.option(
+    "-k",
+    type=click.IntRange(1),
+    default=32,
+    show_default=True,
+    help="How many may fire for one text.",
+)
+@click.option(
+    "--epochs", type=click.IntRange(1), default=20, show_default=True, help="Passes over the texts."
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Decides weights, order and hold-out.",
+)
 @click.option("--float16", is_flag=True, help="Store weights in half the space, for shipping.")
 @field_option
 @embedder_option

@@ -7,7 +7,6 @@ form, ``NeuronQuery``, in which names have become numbers.
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -189,6 +188,10 @@ class Expression:
             raise InvalidExpression(f"a condition bounds one neuron, not {self}: N[88] > 0.3")
         return Expression((), (Condition(self.terms[0][0], op, threshold),))
 
+    def __bool__(self) -> bool:
+        """Raise: ``and``, ``not`` and ``0.1 < N[5] < 0.3`` would drop half of what they say."""
+        raise InvalidExpression("an expression is neither true nor false: use & and ~")
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Expression):
             return NotImplemented
@@ -224,7 +227,8 @@ def check_ref(ref: object) -> None:
 def check_number(value: object, what: str) -> None:
     """Raise ``InvalidExpression`` unless ``value`` is a finite number of sane size."""
     is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or abs(value) > MAX_WEIGHT:  # type: ignore[arg-type]  # narrowed by is_number
+    # Compared before anything else: a huge whole number has no float. NaN compares false.
+    if not is_number or not -MAX_WEIGHT <= value <= MAX_WEIGHT:  # type: ignore[operator]  # narrowed by is_number
         raise InvalidExpression(
             f"{what} is {value!r}: use a number between -{MAX_WEIGHT:g} and {MAX_WEIGHT:g}"
         )

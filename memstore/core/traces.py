@@ -4,16 +4,18 @@ What is stored is what scores: activations are float16 on disk, every sum runs i
 those stored values, in ascending order of neurons.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
+from memstore.errors import StoreDamaged
 from memstore.types import Float64, Int64, Trace, Traces
 
 #: The largest finite float16; an SAE that goes beyond is clipped rather than stored as infinity.
 MAX_ACTIVATION = 65504.0
+REMEDY = "run `memstore check --repair`, or restore a backup"
 
 
 def neuron_dtype(width: int) -> np.dtype[np.unsignedinteger]:
@@ -51,15 +53,25 @@ def pack(traces: Traces) -> list[tuple[bytes, bytes]]:
 
 
 def unpack(rows: Sequence[tuple[int, bytes, bytes]], width: int) -> Traces:
-    """Return the traces of stored rows (memory id, neurons blob, activations blob)."""
+    """Return the traces of stored rows (memory id, neurons blob, activations blob).
+
+    Raises ``StoreDamaged`` for blobs that cannot be a trace.
+    """
     dtype = neuron_dtype(width)
-    lengths = np.fromiter((len(row[1]) for row in rows), np.int64, len(rows)) // dtype.itemsize
+    sizes = np.fromiter((len(row[1]) for row in rows), np.int64, len(rows))
+    values = np.fromiter((len(row[2]) for row in rows), np.int64, len(rows))
+    lengths = sizes // dtype.itemsize
+    for place in np.flatnonzero((sizes % dtype.itemsize != 0) | (values != 2 * lengths)):
+        raise StoreDamaged(f"the trace of memory {rows[int(place)][0]} is broken: {REMEDY}")
     indptr = np.zeros(len(rows) + 1, dtype=np.int64)
     np.cumsum(lengths, out=indptr[1:])
+    neurons = np.frombuffer(b"".join(row[1] for row in rows), dtype=dtype)
+    if len(neurons) and int(neurons.max()) >= width:
+        raise StoreDamaged(f"a trace names neurons past {width - 1}: {REMEDY}")
     return Traces(
         ids=np.fromiter((row[0] for row in rows), np.int64, len(rows)),
         indptr=indptr,
-        neurons=np.frombuffer(b"".join(row[1] for row in rows), dtype=dtype),
+        neurons=neurons,
         activations=np.frombuffer(b"".join(row[2] for row in rows), dtype="<f2"),
         width=width,
     )
@@ -124,12 +136,3 @@ def weigh(trace: Trace, weights: Float64 | None) -> Float64:
 def norm_of(values: Float64) -> float:
     """Return the L2 norm."""
     return float(np.sqrt(np.sum(values * values)))
-
-
-def trace_of(terms: Iterable[tuple[int, float]]) -> Trace:
-    """Return a trace of (neuron, activation) pairs in any order."""
-    pairs = sorted(terms)
-    return Trace(
-        np.array([neuron for neuron, _ in pairs], dtype=np.int64),
-        np.array([value for _, value in pairs], dtype=np.float64),
-    )

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from memstore.errors import InvalidVector
+from memstore.errors import InvalidVector, StoreDamaged
 from memstore.types import Float32
 
 
@@ -49,5 +49,8 @@ def pack_vector(vector: Float32) -> bytes:
 
 def unpack_vectors(blobs: Iterable[bytes], dimension: int) -> Float32:
     """Return (n, dimension) float32 from stored blobs."""
-    flat = np.frombuffer(b"".join(blobs), dtype="<f4")
+    rows = list(blobs)
+    if any(len(row) != 4 * dimension for row in rows):
+        raise StoreDamaged("a stored vector is broken: run `memstore check --repair`")
+    flat = np.frombuffer(b"".join(rows), dtype="<f4")
     return flat.reshape(-1, dimension).astype(np.float32, copy=False)

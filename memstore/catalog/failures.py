@@ -1,0 +1,61 @@
+"""SQLite's failures under memstore's names."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from memstore.errors import (
+    InvalidInput,
+    NotAStore,
+    StoreDamaged,
+    StoreError,
+    StoreFull,
+    StoreLocked,
+    StoreReadOnly,
+)
+
+
+@contextmanager
+def translated(name: str) -> Iterator[None]:
+    """Turn SQLite's errors into memstore's, by result code; others pass unchanged."""
+    try:
+        yield
+    except DBAPIError as error:
+        if isinstance(error.orig, sqlite3.Error):
+            raise store_error(name, error.orig) from error
+        raise
+    except sqlite3.Error as error:
+        raise store_error(name, error) from error
+    except PoolTimeout as error:
+        raise StoreLocked(
+            f"{name} has too many queries open in this process: finish or close some"
+        ) from error
+    except UnicodeEncodeError as error:
+        raise InvalidInput(f"text that is not valid Unicode: {error.reason}; repair it") from error
+
+
+def store_error(name: str, error: sqlite3.Error) -> StoreError:
+    """Return memstore's error for a SQLite error (https://sqlite.org/rescode.html)."""
+    code = getattr(error, "sqlite_errorcode", None) or 0
+    if code == sqlite3.SQLITE_IOERR_SHMSIZE:
+        # A full disk met while growing the WAL's shared memory comes as an I/O error.
+        code = sqlite3.SQLITE_FULL
+    kind, remedy = {
+        sqlite3.SQLITE_BUSY: (
+            StoreLocked,
+            "is being written by another process: try again, or open it with a longer busy_timeout",
+        ),
+        sqlite3.SQLITE_LOCKED: (StoreLocked, "is locked: try again"),
+        sqlite3.SQLITE_READONLY: (StoreReadOnly, 'cannot be written: open it with mode="r"'),
+        sqlite3.SQLITE_PERM: (StoreReadOnly, "cannot be opened: check its permissions"),
+        sqlite3.SQLITE_CANTOPEN: (StoreReadOnly, "cannot be opened: check path and permissions"),
+        sqlite3.SQLITE_FULL: (StoreFull, "has no space left: free some and repeat the call"),
+        sqlite3.SQLITE_CORRUPT: (StoreDamaged, "is damaged: restore a backup"),
+        sqlite3.SQLITE_NOTADB: (NotAStore, "is not a memstore store: choose another path"),
+    }.get(code & 0xFF, (StoreError, "failed: see SQLite's message"))
+    return kind(f"{name} {remedy} (SQLite: {error})")

@@ -1,0 +1,96 @@
+"""The store's file before SQLite's first transaction: what lies there, how to open it.
+
+The file is only ever opened through SQLite. Opening and closing it with Python's own ``open``
+would drop every lock that this process holds on it (https://sqlite.org/howtocorrupt.html, 2.2), and
+another process could then delete the WAL under a store that is open here.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Literal
+from urllib.parse import quote
+
+from memstore.catalog.failures import translated
+from memstore.errors import NotAStore, StoreError, StoreNotFound, StoreReadOnly
+
+Mode = Literal["rw", "r"]
+
+#: Written into the SQLite header ("mems"), so that a file says what it is.
+APPLICATION_ID = 0x6D656D73
+#: People put diaries in it: nobody else may read it. SQLite gives its WAL the same permissions.
+PERMISSIONS = 0o600
+
+
+def file_uri(path: Path, mode: Mode) -> str:
+    """Return SQLite's URI for a file.
+
+    On read-only media a reader cannot make the WAL's shared memory, and nobody can write; there
+    SQLite is told that the file does not change (``immutable``).
+    """
+    where = quote(str(path.resolve()))
+    if mode == "rw":
+        return f"file:{where}?mode=rwc"
+    frozen = is_read_only_media(path.parent) and not path.with_name(path.name + "-wal").exists()
+    return f"file:{where}?mode=ro" + ("&immutable=1" if frozen else "")
+
+
+def is_read_only_media(folder: Path) -> bool:
+    """Return whether the file system is mounted read-only, which ``os.access`` hides from root."""
+    return hasattr(os, "statvfs") and bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
+
+
+def inspect_file(path: Path) -> Literal["missing", "empty", "store"]:
+    """Return what lies at ``path``. Raises ``NotAStore`` for anything else."""
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        return "missing"
+    except (OSError, ValueError) as error:
+        raise StoreError(
+            f"{str(path)!r:.200} is no usable path ({error}): choose another"
+        ) from error
+    if path.is_dir():
+        raise NotAStore(f"{path} is a folder: name the store's file inside it")
+    if not os.access(path, os.R_OK):
+        raise StoreReadOnly(f"no permission to read {path}: change it or choose another path")
+    if size == 0:
+        return "empty"
+    with (
+        translated(str(path)),
+        closing(sqlite3.connect(file_uri(path, "r"), uri=True)) as connection,
+    ):
+        found = connection.execute("PRAGMA application_id").fetchone()[0]
+    if found != APPLICATION_ID:
+        raise NotAStore(
+            f"{path} is a SQLite database of another program, not a memstore store: choose another "
+            "path"
+        )
+    return "store"
+
+
+def require_folder(path: Path) -> None:
+    """Raise unless a file could be written at ``path``."""
+    if not path.parent.is_dir():
+        raise StoreNotFound(f"the folder {path.parent} does not exist: create it first")
+    if not os.access(path.parent, os.W_OK) or is_read_only_media(path.parent):
+        raise StoreReadOnly(
+            f"cannot write in {path.parent}: choose another folder, or open an existing store "
+            'with mode="r"'
+        )
+
+
+def require_new(path: Path, what: str) -> None:
+    """Raise unless ``path`` is free: writing over something could be writing over a store."""
+    require_folder(path)
+    if path.exists():
+        raise StoreError(f"{path} exists: name a new file for {what}")
+
+
+def create_private(path: Path) -> None:
+    """Make an empty file that only its owner may read; one that is there stays as it is."""
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, PERMISSIONS))
