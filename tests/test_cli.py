@@ -134,6 +134,19 @@ def test_every_format_is_imported(tmp_path, name):
         assert str(first["metadata"]["n"]) == "1"
 
 
+def test_a_table_as_pandas_writes_it_is_imported(tmp_path):
+    """An unnamed first column, and whole numbers as keys."""
+    (tmp_path / "frame.csv").write_text(",id,text\n0,17,First.\n1,18,Second.\n")
+    path = tmp_path / "store.db"
+    done = memstore("import", path, tmp_path / "frame.csv", "--key", "id")
+    assert done.stdout == "2 rows, 2 new, 2 memories\n"
+    (tmp_path / "more.jsonl").write_text(
+        '{"id": 18, "text": "Again."}\n{"id": 19, "text": "New."}\n'
+    )
+    done = memstore("import", path, tmp_path / "more.jsonl", "--key", "id")
+    assert done.stdout == "2 rows, 1 new, 3 memories\n"
+
+
 def test_what_is_exported_can_be_imported(store, tmp_path):
     """Texts, categories, keys, metadata and times come back; ids are new."""
     memstore("insert", store, "Dated.", "--key", "k", "--occurred-at", "2020-01-01", "--metadata",

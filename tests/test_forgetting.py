@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from memstore import MemoryStore
+from memstore import MemoryStore, layout
+from memstore.errors import StoreLocked
 
 SECRET = "zyxwvut the quasar password is hunter"
 
@@ -68,3 +69,52 @@ def test_space_comes_back_after_optimize(path, encoder):
             sizes.append(store.stats()["bytes"] + store.stats()["index_bytes"])
     assert max(sizes) < sizes[0] * 1.05
     assert sizes[0] < 400_000
+
+
+def everything(path) -> bytes:
+    return b"".join(file.read_bytes() for file in path.parent.rglob("*") if file.is_file())
+
+
+def test_optimize_says_when_a_reader_keeps_deleted_text_alive(path, encoder):
+    """An error names it; once the reader is done, optimize finishes the work."""
+    with MemoryStore.open(path, encoder=encoder, busy_timeout=0.2) as store:
+        secret = store.insert(SECRET)
+        with MemoryStore.open(path, mode="r", encoder=encoder) as reader:
+            with reader._database.read() as connection:
+                connection.exec_driver_sql("SELECT count(*) FROM memory").scalar()
+                store.delete(secret)
+                with pytest.raises(StoreLocked, match="optimize again"):
+                    store.optimize()
+            store.optimize()
+            assert b"quasar" not in everything(path)
+
+
+def test_category_names_that_nothing_uses_go_too(path, encoder):
+    """A name can tell as much as a text."""
+    with MemoryStore.open(path, encoder=encoder) as store:
+        memory_id = store.insert("an ordinary text", category="quasar-diagnosis")
+        store.update(memory_id, category=None)
+        store.optimize()
+    assert b"quasar" not in everything(path)
+
+
+def test_an_index_that_cannot_be_written_does_not_keep_secrets(path, encoder, caplog):
+    """A file where the index folder should be: optimize does its work and warns."""
+    layout.index_folder(path).write_text("in the way")
+    with MemoryStore.open(path, encoder=encoder) as store:
+        store.delete(store.insert(SECRET))
+        store.optimize()
+        assert b"quasar" not in everything(path)
+    assert "index was not saved" in caplog.text
+
+
+def test_new_files_are_private(path, tmp_path, encoder):
+    """Nobody else may read the store, its WAL, its index or a backup."""
+    with MemoryStore.open(path, encoder=encoder) as store:
+        store.insert("private")
+        store.optimize()
+        store.insert("private too")
+        store.backup(tmp_path / "backup.db")
+        found = {file: file.stat().st_mode & 0o077 for file in tmp_path.rglob("*")}
+    assert len(found) >= 6
+    assert {file.name: mode for file, mode in found.items() if mode and file.is_file()} == {}

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from memstore import MemoryStore
-from memstore.errors import StoreLocked
+from memstore.errors import StoreClosed, StoreLocked
 
 ROOT = Path(__file__).parent.parent
 CHILD = """
@@ -223,14 +223,52 @@ def counted(path):
         return 0
 
 
-def test_a_store_survives_fork(path, encoder):
-    """A forked child opens the file anew and both go on."""
+def test_opening_a_store_twice_in_one_process_loses_nothing(path, encoder):
+    """Opening the file beside SQLite would drop its locks, and another process the WAL."""
+    first = MemoryStore.open(path, encoder=encoder)
+    first.insert("ours 1")
+    MemoryStore.open(path, encoder=encoder).close()
+    MemoryStore.open(path, mode="r", encoder=encoder).close()
+    run(path, "store.insert('theirs 1')")
+    assert path.with_name(path.name + "-wal").exists()
+    ids = first.insert_many([f"ours {i}" for i in range(2, 5)])
+    printed = run(path, "print(store.insert_many([f'theirs {i}' for i in range(2, 5)]))")
+    assert not set(ids) & set(json.loads(printed))
+    first.close()
+    with MemoryStore.open(path, encoder=encoder) as store:
+        assert store.count() == 8
+        assert store.check() == []
+
+
+def forked(work) -> int:
+    """Run ``work`` in a forked child; returns its exit status."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            work()
+            status = 0
+        finally:
+            os._exit(status)
+    return os.waitpid(pid, 0)[1]
+
+
+def test_a_forked_child_opens_the_store_anew(path, encoder):
+    """An inherited store refuses to work; a new one in the child does; the parent goes on."""
     with MemoryStore.open(path, encoder=encoder) as store:
         store.insert("parent")
-        pid = os.fork()
-        if pid == 0:
+
+        def inherit():
+            with pytest.raises(StoreClosed, match="before a fork"):
+                store.insert("lost")
+            store.close()
+
+        def open_anew():
             with MemoryStore.open(path, encoder=encoder) as own:
                 own.insert("child")
-            os._exit(0)
-        assert os.waitpid(pid, 0)[1] == 0
-        assert store.count() == 2
+
+        assert forked(inherit) == 0
+        assert forked(open_anew) == 0
+        store.insert("parent again")
+        assert [memory.text for memory in store.iter()] == ["parent", "child", "parent again"]
+        assert store.check() == []

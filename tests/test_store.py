@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -14,8 +15,11 @@ from memstore.errors import (
     InvalidFilter,
     InvalidInput,
     MemoryNotFound,
+    MemstoreError,
     MissingExtra,
     StoreClosed,
+    StoreDamaged,
+    StoreError,
 )
 from tests.conftest import make_encoder
 
@@ -351,3 +355,104 @@ def test_two_encoders_give_other_fingerprints():
     """One changed weight is another encoder."""
     assert make_encoder(0).fingerprint == make_encoder(0).fingerprint
     assert make_encoder(0).fingerprint != make_encoder(1).fingerprint
+
+
+def test_an_export_never_writes_over_a_file(path, tmp_path, encoder):
+    """Least of all over the store itself."""
+    with MemoryStore.open(path, encoder=encoder) as store:
+        store.insert("precious")
+        for target in (path, tmp_path / "there.jsonl"):
+            target.touch()
+            with pytest.raises(StoreError, match="exists"):
+                store.export(target)
+        assert store.count() == 1
+
+
+def test_upsert_is_one_transaction_among_threads(path, encoder):
+    """Several threads with the same keys: one memory a key, no error."""
+    failures = []
+    with MemoryStore.open(path, encoder=encoder, busy_timeout=30) as store:
+
+        def work(name):
+            try:
+                for i in range(20):
+                    store.upsert(key=f"k{i}", text=f"{name} {i}")
+            except MemstoreError as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=work, args=(name,)) for name in "abc"]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert failures == []
+        assert store.count() == 20
+        assert store.check() == []
+
+
+def test_batches_do_not_change_what_is_a_duplicate(store):
+    """Rows of one call come out as if each had been inserted alone."""
+    rows = [
+        {"text": "a", "key": "k1"},
+        "a",
+        {"text": "b", "key": "k1"},
+        "b",
+        {"text": "b", "key": "k2"},
+        "b",
+    ]
+    together = store.insert_many(rows, on_duplicate="skip")
+    with MemoryStore.open(":memory:", encoder=make_encoder()) as other:
+        alone = [other.insert_many([row], on_duplicate="skip")[0] for row in rows]
+    assert together == alone
+
+
+def test_a_list_with_a_key_twice_is_refused_whole(store):
+    """Also where the second lies in a later batch."""
+    rows = [{"text": f"t{i}", "key": f"k{i % 300}"} for i in range(301)]
+    with pytest.raises(DuplicateKey, match="row 300"):
+        store.insert_many(rows)
+    assert store.count() == 0
+
+
+def test_broken_vectors_and_traces_are_found_and_mended(path, encoder):
+    """Half a blob, a lost row, a wrong size: check names them, queries are typed, repair mends."""
+    with MemoryStore.open(path, encoder=encoder) as store:
+        store.insert_many([f"memory {i}" for i in range(10)])
+        expected = store.traces().to_dense(), store.search("memory 3", 10)
+        with store._database.exclusive() as connection:
+            connection.exec_driver_sql("UPDATE trace SET neurons = x'01' WHERE memory_id = 2")
+            connection.exec_driver_sql("UPDATE vector SET vector = x'01' WHERE memory_id = 3")
+            connection.exec_driver_sql("DELETE FROM trace WHERE memory_id = 5")
+            connection.exec_driver_sql("DELETE FROM vector WHERE memory_id = 6")
+    with MemoryStore.open(path, encoder=encoder) as store:
+        assert len(store.check()) == 1
+        assert "4 memories" in store.check()[0]
+        with pytest.raises(StoreDamaged, match="--repair"):
+            store.top(1)
+        with pytest.raises(StoreDamaged, match="--repair"):
+            store.search("memory 3")
+        assert store.repair() == []
+        assert np.array_equal(store.traces().to_dense(), expected[0])
+        assert store.search("memory 3", 10) == expected[1]
+
+
+def test_an_interrupted_index_update_never_answers(path, encoder, monkeypatch):
+    """Cut short between vectors and ids, the index is built anew, not used."""
+    from memstore.index import dense
+
+    with MemoryStore.open(path, encoder=encoder) as store:
+        store.insert_many([f"memory {i}" for i in range(50)])
+        store.search("memory 1")
+        store.insert_many(["A", "B"])
+
+        def interrupt(*_):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(dense.np, "concatenate", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            store.search("memory 1")
+        monkeypatch.undo()
+        store.insert_many(["C", "D"])
+        with MemoryStore.open(path, mode="r", encoder=encoder) as fresh:
+            assert store.search("C", 60) == fresh.search("C", 60)
+        assert store.check() == []

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from memstore import MemoryStore
+from memstore import MemoryStore, N
 from memstore.errors import (
     EncoderMismatch,
     InvalidExpression,
@@ -25,6 +25,7 @@ from memstore.errors import (
     InvalidWeights,
     MemstoreError,
     NotAStore,
+    StoreError,
     StoreFull,
     StoreNotFound,
     StoreReadOnly,
@@ -90,6 +91,36 @@ WRONG = {
     "idf without neurons": (InvalidQuery, lambda s: s.search("a", idf=True)),
     "steer by words": (InvalidQuery, lambda s: s.search("a", by="words", steer="1")),
     "similar by words": (InvalidQuery, lambda s: s.similar(1, by="words")),
+    "delete by an empty inner filter": (
+        InvalidFilter,
+        lambda s: s.delete_where({"$and": [{}]}),
+    ),
+    "upsert without key": (InvalidInput, lambda s: s.upsert(key=None, text="x")),
+    "a time before all time": (
+        InvalidTime,
+        lambda s: s.insert("a", occurred_at="0001-01-01T00:00:00+14:00"),
+    ),
+    "deep metadata": (InvalidMetadata, lambda s: s.insert("a", metadata=nested(500))),
+    "a weight beyond floats": (InvalidExpression, lambda s: s.composite({1: 10**400})),
+    "a bound beyond floats": (InvalidExpression, lambda s: N[5] > 10**400),
+    "a filter beyond 64 bits": (InvalidFilter, lambda s: s.count({"x": 10**400})),
+    "min_score that is text": (InvalidExpression, lambda s: s.composite("1", min_score="a")),
+    "weights that are a list": (
+        InvalidQuery,
+        lambda s: s.search("a", by="hybrid", weights=["dense"]),
+    ),
+    "no weights": (InvalidQuery, lambda s: s.search("a", by="hybrid", weights={})),
+    "ragged vectors": (InvalidVector, lambda s: s.insert_many(["a", "b"], vectors=[[1, 2], [3]])),
+    "grade that is text": (InvalidInput, lambda s: s.neurons.label(1, "a", grade="x")),
+    "expressions joined by and": (InvalidExpression, lambda s: N[15] and ~N[7]),
+    "a chained comparison": (InvalidExpression, lambda s: 0.1 < N[5] < 0.3),
+    "words without end": (
+        InvalidQuery,
+        lambda s: s.search(" ".join(f"a{i}" for i in range(1001)), by="words"),
+    ),
+    "a path below a file": (StoreError, lambda s: MemoryStore.open(s.p / "x.db")),
+    "a path with NUL": (StoreError, lambda s: MemoryStore.open("a\x00b.db")),
+    "an endless path": (StoreError, lambda s: MemoryStore.open("a" * 5000)),
     "empty delete filter": (InvalidFilter, lambda s: s.delete_where({})),
     "id that is text": (InvalidQuery, lambda s: s.delete(["7"])),
     "update of nothing": (InvalidInput, lambda s: s.update(1)),
@@ -98,6 +129,13 @@ WRONG = {
     "grade beyond one": (InvalidInput, lambda s: s.neurons.label(1, "x", grade=2)),
     "another encoder": (EncoderMismatch, lambda s: MemoryStore.open(s.p, encoder=make_encoder(1))),
 }
+
+
+def nested(depth):
+    value = {}
+    for _ in range(depth):
+        value = {"x": value}
+    return value
 
 
 def dump(path):

@@ -65,7 +65,9 @@ def save(folder: Path, stamp: Stamp, arrays: Mapping[str, NDArray[Any]]) -> None
     target = folder / f"{stamp.kind}.seg"
     part = folder / f"{stamp.kind}.{os.getpid()}.part"
     try:
-        with part.open("wb") as file:
+        # Traces tell of the texts they were made from: as private as the store itself.
+        handle = os.open(part, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
+        with os.fdopen(handle, "wb") as file:
             write(file, stamp, arrays)
             file.flush()
             os.fsync(file.fileno())
