@@ -34,8 +34,9 @@ UNSET: Final = _Unset()
 class MemoryStore(Reader):
     """A store of memories in one SQLite file. Open it with ``MemoryStore.open``.
 
-    Safe to use from several threads and processes: one writer at a time, readers never wait, and
-    each query sees all that was committed before it, whoever committed.
+    Safe to use from several threads and processes: one writer at a time, readers never wait for
+    it, and each query sees all that was committed before it, whoever committed. After a fork the
+    child opens the store anew.
     """
 
     # --- writing ---------------------------------------------------------------------------

@@ -140,9 +140,8 @@ def test_a_table_as_pandas_writes_it_is_imported(tmp_path):
     path = tmp_path / "store.db"
     done = memstore("import", path, tmp_path / "frame.csv", "--key", "id")
     assert done.stdout == "2 rows, 2 new, 2 memories\n"
-    (tmp_path / "more.jsonl").write_text(
-        '{"id": 18, "text": "Again."}\n{"id": 19, "text": "New."}\n'
-    )
+    more = [{"id": 18, "text": "Again."}, {"id": 19, "text": "New."}]
+    (tmp_path / "more.jsonl").write_text("\n".join(map(json.dumps, more)))
     done = memstore("import", path, tmp_path / "more.jsonl", "--key", "id")
     assert done.stdout == "2 rows, 1 new, 3 memories\n"
 
