@@ -6,6 +6,7 @@ import re
 import shutil
 import sqlite3
 import struct
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +80,7 @@ def test_the_view_decodes_what_is_stored(path, encoder):
     # Activations of every magnitude a float16 has, subnormal ones included.
     values = struct.pack("<6e", 6e-8, 5.96e-8, 6.1e-5, 1.0, 65504.0, 0.333)
     neurons = struct.pack("<6H", 0, 1, 5, 255, 256, 65535)
-    with sqlite3.connect(path) as connection:
+    with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute(
             "UPDATE trace SET neurons = ?, activations = ? WHERE memory_id = 7", (neurons, values)
         )
@@ -145,7 +146,7 @@ def test_an_older_store_is_refused_then_upgraded_with_a_backup(
 def test_a_newer_store_asks_for_a_newer_package(path, encoder):
     """Another message than for an older one, because the remedy is another."""
     fill(path, encoder)
-    with sqlite3.connect(path) as connection:
+    with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("UPDATE alembic_version SET version_num = '0099'")
     connection.close()
     with pytest.raises(StoreTooNew, match="pip install --upgrade memstore-sae"):
@@ -177,7 +178,7 @@ def test_children_survive_a_rebuilt_parent(path, encoder, next_version):
         'op.execute("INSERT INTO memory SELECT * FROM fresh"); op.execute("DROP TABLE fresh")'
     )
     migrate.upgrade(path, 5.0, target="0002")
-    with sqlite3.connect(path) as connection:
+    with closing(sqlite3.connect(path)) as connection, connection:
         assert connection.execute("SELECT count(*) FROM trace").fetchone() == (len(traces),)
 
 

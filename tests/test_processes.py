@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -182,7 +183,7 @@ def test_two_processes_may_create_the_same_store(path):
     assert first.wait(60) == second.wait(60) == 0
     first.stdout.close(), second.stdout.close()
     first.stdin.close(), second.stdin.close()
-    with sqlite3.connect(path) as connection:
+    with closing(sqlite3.connect(path)) as connection, connection:
         assert connection.execute("SELECT count(*) FROM memory").fetchone() == (2,)
         assert connection.execute("SELECT count(*) FROM store").fetchone() == (1,)
         assert connection.execute("SELECT count(*) FROM encoder").fetchone() == (1,)
@@ -217,7 +218,7 @@ def test_ctrl_c_in_an_import_is_one_line_and_the_next_run_goes_on(tmp_path):
 
 def counted(path):
     try:
-        with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as connection:
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection, connection:
             return connection.execute("SELECT count(*) FROM memory").fetchone()[0]
     except sqlite3.OperationalError:
         return 0

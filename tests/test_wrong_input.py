@@ -6,6 +6,7 @@ import os
 import shutil
 import sqlite3
 import subprocess
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -139,7 +140,7 @@ def nested(depth):
 
 
 def dump(path):
-    with sqlite3.connect(path) as connection:
+    with closing(sqlite3.connect(path)) as connection, connection:
         lines = [line for line in connection.iterdump() if "sqlite_sequence" not in line]
     return lines
 
@@ -197,7 +198,7 @@ def test_a_file_that_is_no_store_is_refused_and_left_alone(path, content):
 
 def test_a_database_of_another_program_is_refused_and_left_alone(path):
     """SQLite's header alone does not make a store."""
-    with sqlite3.connect(path) as connection:
+    with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("CREATE TABLE theirs (x)")
     connection.close()
     before = path.read_bytes()
