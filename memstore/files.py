@@ -84,9 +84,17 @@ def lines(file: str) -> Iterator[tuple[int, str]]:
 
 
 def read_rows(file: str, kind: Format | None, text: str) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a file as dicts; a plain line becomes ``{text: line}``.
+    """Yield the rows of a file as dicts; see ``numbered_rows``."""
+    return (row for _, row in numbered_rows(file, kind, text))
 
-    ``text`` is the field every row must have. Empty lines are passed over.
+
+def numbered_rows(
+    file: str, kind: Format | None, text: str
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (number from 1, row as a dict); a plain line becomes ``{text: line}``.
+
+    The number is that of the line, in CSV and JSON that of the row. ``text`` is the field every row
+    must have. Empty lines are passed over.
     """
     readers = {"jsonl": jsonl_rows, "json": json_rows, "csv": csv_rows, "text": text_rows}
     for number, row in readers[format_of(file, kind)](file, text):
@@ -97,7 +105,7 @@ def read_rows(file: str, kind: Format | None, text: str) -> Iterator[dict[str, A
                 f"{file} row {number} has no field {text!r} (it has "
                 f"{', '.join(map(repr, list(row)[:8]))}): name the right one with --text"
             )
-        yield row
+        yield number, row
 
 
 def jsonl_rows(file: str, text: str) -> Iterator[tuple[int, Any]]:
@@ -107,7 +115,9 @@ def jsonl_rows(file: str, text: str) -> Iterator[tuple[int, Any]]:
             try:
                 value = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise InvalidFile(f"{file} line {number} is not JSON: {error}") from error
+                raise InvalidFile(
+                    f"{file} line {number} is not JSON: {error}; mend or remove it"
+                ) from error
             yield number, {text: value} if isinstance(value, str) else value
 
 
@@ -137,7 +147,7 @@ def csv_rows(file: str, text: str) -> Iterator[tuple[int, Any]]:
         for number, row in enumerate(table, 1):
             if SURPLUS in row or None in row.values():
                 raise InvalidFile(
-                    f"{file} row {number} has another number of cells than the first line"
+                    f"{file} row {number} has another number of cells than the first line: mend it"
                 )
             yield number, row
     except csv.Error as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -72,7 +73,7 @@ class Neurons:
         """
         if grade is not None and (not isinstance(grade, int | float) or not 0 <= grade <= 1):
             raise InvalidInput(f"grade {grade!r}: use a number from 0 to 1")
-        check_name("label", name)
+        name = check_label(name)
         with self._searcher.view() as view:
             number = view.resolve({neuron: 1.0}).terms[0][0]
         with self._database.write() as tx:
@@ -96,3 +97,14 @@ class Neurons:
         """Return every label given so far, by name."""
         with self._database.read() as connection:
             return neurons.all_labels(connection, neurons.require_encoder(connection).id)
+
+
+def check_label(name: str | None) -> str | None:
+    """Return a label without blanks at its ends. Raises for one that reads as a number."""
+    label = check_name("label", name)
+    if label is None:
+        return None
+    label = " ".join(label.split())
+    if re.fullmatch(r"N?[0-9]+", label):
+        raise InvalidInput(f"{label!r} would be read as the number of a neuron: use a word")
+    return label

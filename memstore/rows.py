@@ -174,7 +174,11 @@ def pick(row: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
 
     ``names`` maps memstore's field to the foreign one, e.g. ``{"category": "label"}``.
     """
-    taken = {field: row[name] for field, name in names.items() if row.get(name) not in (None, "")}
+    taken = {
+        field: row[name]
+        for field, name in names.items()
+        if field == "text" or row.get(name) not in (None, "")
+    }
     rest = {n: v for n, v in row.items() if n not in names.values() and v not in (None, "")}
     for field in ("key", "category"):
         if isinstance(taken.get(field), int | float) and not isinstance(taken[field], bool):

@@ -118,7 +118,9 @@ def test_every_format_is_imported(tmp_path, name):
     """JSON Lines, JSON, CSV and plain lines; gzip and stdin; unnamed fields become metadata."""
     file, path = tmp_path / name, tmp_path / "store.db"
     file.write_text(FORMATS[name], encoding="utf-8")
-    command = ("--text", "body", "--category", "mood")
+    command = ("--text", "body")
+    if file.suffix != ".txt":
+        command += ("--category", "mood")
     done = memstore("import", path, file, *command)
     assert done.stdout == "2 rows, 2 new, 2 memories\n"
     with gzip.open(f"{file}.gz", "wt", encoding="utf-8") as packed:
@@ -165,6 +167,55 @@ def test_what_is_exported_can_be_imported(store, tmp_path):
     assert rows("out.jsonl") == rows("again.jsonl")
 
 
+def test_skipped_rows_are_counted_on_stderr(tmp_path):
+    """The same text twice in a file: one memory, and a line that says so."""
+    (tmp_path / "rows.txt").write_text("Nothing happened.\nNothing happened.\n")
+    done = memstore("import", tmp_path / "s.db", tmp_path / "rows.txt")
+    assert done.stdout == "2 rows, 1 new, 1 memories\n"
+    assert "1 rows were there already" in done.stderr
+    assert "--on-duplicate add" in done.stderr
+
+
+def test_control_characters_do_not_reach_the_terminal(tmp_path):
+    """A stored escape sequence or text direction override is shown, not obeyed."""
+    path = tmp_path / "s.db"
+    memstore("insert", path, "red \x1b[31m and \u202e backwards", "--category", "a\nb")
+    for command in (["list", path], ["show", path, 1], ["search", path, "red", "--why"]):
+        shown = memstore(*command).stdout
+        assert "\x1b[31m" not in shown
+        assert "\u202e" not in shown
+    exact = json.loads(memstore("show", path, 1, "--json").stdout)
+    assert exact["text"] == "red \x1b[31m and \u202e backwards"
+
+
+def test_a_terminal_that_cannot_show_a_letter_gets_its_escape(tmp_path):
+    """No traceback where stdout is not UTF-8."""
+    path = tmp_path / "s.db"
+    memstore("insert", path, "שלום and 🙂")
+    done = memstore("list", path, env={"PYTHONIOENCODING": "latin-1"})
+    assert "\\u05e9" in done.stdout
+    memstore("neuron", path, 5, env={"PYTHONIOENCODING": "latin-1"})
+
+
+def test_neurons_are_named_alike_everywhere(store):
+    """15 and N15 are one neuron in every command; a label cannot pose as a number."""
+    assert memstore("top", store, "N450", "--json").stdout == memstore(
+        "composite", store, "N450", "--json"
+    ).stdout  # fmt: skip
+    for label in ("207", "N5"):
+        refused = memstore("neuron", store, 450, "--label", label, ok=False)
+        assert "would be read as the number" in refused.stderr
+    memstore("neuron", store, 450, "--label", " big  laugh ")
+    assert memstore("top", store, "big laugh", "-k", 1).returncode == 0
+
+
+def test_demo_does_not_touch_a_store_of_ones_own(tmp_path):
+    """Samples are not mixed into a diary."""
+    memstore("insert", tmp_path / "diary.db", "Mine.")
+    assert "of your own" in memstore("demo", tmp_path / "diary.db", ok=False).stderr
+    assert memstore("check", tmp_path / "diary.db").stdout == "1 memories, all well\n"
+
+
 MISTAKES = {
     "no such store": (["top", "{tmp}/none.db", "1"], "no store at"),
     "not a store": (["top", "{tmp}/text.db", "1"], "not a memstore store"),
@@ -179,6 +230,11 @@ MISTAKES = {
     "unknown format": (["import", "{store}", "{tmp}/rows.xyz"], "add --format"),
     "not JSON": (["import", "{store}", "{tmp}/bad.jsonl"], "bad.jsonl line 2 is not JSON"),
     "no such field": (["import", "{store}", "{tmp}/good.jsonl", "--text", "b"], "has no field 'b'"),
+    "misspelt category": (
+        ["import", "{store}", "{tmp}/good.jsonl", "--text", "a", "--category", "moood"],
+        "no row has the field 'moood' that --category names",
+    ),
+    "empty row": (["import", "{store}", "{tmp}/empty.jsonl"], "empty.jsonl row 2: text is empty"),
     "not UTF-8": (["import", "{store}", "{tmp}/latin.txt"], "line 1 is not UTF-8"),
     "uneven CSV": (["import", "{store}", "{tmp}/uneven.csv"], "another number of cells"),
     "bad half-life": (["search", "{store}", "x", "--half-life", "soon"], "half_life"),
@@ -196,6 +252,7 @@ def test_a_mistake_is_one_line_and_exit_1(store, tmp_path, case):
     (tmp_path / "text.db").write_text("not a database at all\n" * 50)
     (tmp_path / "bad.jsonl").write_text('{"text": "fine"}\n{"text": \n')
     (tmp_path / "good.jsonl").write_text('{"a": "fine"}\n')
+    (tmp_path / "empty.jsonl").write_text('{"text": "fine"}\n{"text": ""}\n')
     (tmp_path / "latin.txt").write_bytes("Größe\n".encode("latin-1"))
     (tmp_path / "uneven.csv").write_text("text,a\none,1,2\n")
     arguments, message = MISTAKES[case]

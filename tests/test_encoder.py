@@ -221,3 +221,26 @@ def test_the_encoder_ships_and_finds_meaning(narrative_store):
         hits = store.search("someone's strings instrument broke while travelling", 3)
         assert any("cello" in hit.text for hit in hits)
         assert len(store.trace(1)) == 32
+
+
+def test_nothing_is_sent_and_nothing_kept_outside_the_store(tmp_path):
+    """A text query in an empty home leaves it empty: the runtime's telemetry is off."""
+    home, path = tmp_path / "home", tmp_path / "store.db"
+    home.mkdir()
+    script = f"""
+import socket
+def refuse(*arguments, **options):
+    raise SystemExit("a socket was opened")
+socket.socket.connect = refuse
+from memstore import MemoryStore
+with MemoryStore.open({str(path)!r}) as store:
+    store.insert("a secret")
+    assert store.search("secret", 1)
+"""
+    subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        check=True,
+        env={"HOME": str(home), "PATH": "/usr/bin:/bin"},
+    )
+    assert list(home.rglob("*")) == []

@@ -51,7 +51,11 @@ def store_error(name: str, error: sqlite3.Error) -> StoreError:
             "is being written by another process: try again, or open it with a longer busy_timeout",
         ),
         sqlite3.SQLITE_LOCKED: (StoreLocked, "is locked: try again"),
-        sqlite3.SQLITE_READONLY: (StoreReadOnly, 'cannot be written: open it with mode="r"'),
+        sqlite3.SQLITE_READONLY: (
+            StoreReadOnly,
+            "cannot be written; even a reader needs to write beside it: copy it to a folder of "
+            "yours, or change the permissions",
+        ),
         sqlite3.SQLITE_PERM: (StoreReadOnly, "cannot be opened: check its permissions"),
         sqlite3.SQLITE_CANTOPEN: (StoreReadOnly, "cannot be opened: check path and permissions"),
         sqlite3.SQLITE_FULL: (StoreFull, "has no space left: free some and repeat the call"),

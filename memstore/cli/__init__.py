@@ -6,6 +6,7 @@ wait for what only ``memstore train`` needs.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from importlib import import_module
@@ -69,6 +70,10 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; a mistake is one line on stderr and a non-zero exit."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that cannot show a letter gets its escape, not a traceback.
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = cli.main(standalone_mode=False, prog_name="memstore")
     except click.ClickException as error:

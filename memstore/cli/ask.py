@@ -8,6 +8,7 @@ from memstore.cli.options import (
     half_life_option,
     json_option,
     k_option,
+    read_neuron,
     read_where,
     reader,
     store_argument,
@@ -79,7 +80,7 @@ def top_command(
     as_json: bool,
 ) -> None:
     """Find the memories for which NEURON (number or label) fires strongest."""
-    ref = int(neuron) if neuron.isascii() and neuron.isdigit() else neuron
+    ref = read_neuron(neuron)
     with reader(store) as opened:
         hits = opened.top(ref, k, where=read_where(where, category))
     print_hits(hits, as_json=as_json, why=why)

@@ -14,6 +14,7 @@ import numpy as np
 
 from memstore import layout
 from memstore.cli.output import print_hits
+from memstore.errors import StoreError
 from memstore.neurons.statistics import category_auc
 from memstore.store import MemoryStore
 from memstore.types import Hits
@@ -30,6 +31,9 @@ def demo_command(store: str | None) -> None:
     """Fill STORE (default: one that is thrown away) with 450 narratives and ask it things."""
     with demo_path(store) as path, MemoryStore.open(path) as opened:
         narratives = json.loads(layout.NARRATIVES.read_text("utf-8"))
+        texts = {row["text"] for row in narratives}
+        if any(memory.text not in texts for memory in opened):
+            raise StoreError(f"{store} holds memories of your own: name a new store for the demo")
         opened.insert_many(narratives, on_duplicate="skip", progress=True)
         neuron = telling(opened, "Strong Emotional")
         for title, ask in questions(opened, neuron, companion(opened, neuron)):

@@ -6,14 +6,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from memstore.cli.options import json_option, store_argument, writer
 from memstore.cli.output import print_json
-from memstore.files import FORMATS, Format, count_rows, read_rows
+from memstore.errors import InvalidFile, InvalidInput
+from memstore.files import FORMATS, Format, count_rows, numbered_rows
 from memstore.progress import Progress
-from memstore.rows import pick
-from memstore.writer import OnDuplicate
+from memstore.rows import check_row, pick
+from memstore.writer import BATCH, OnDuplicate
 
+INTERRUPTED = 130
 #: What every line of our own export has; the ids and times of the old store stay behind.
 EXPORTED = {
     "id",
@@ -67,35 +70,75 @@ def import_command(
         "occurred_at": occurred_at,
         "metadata": "metadata",
     }
+    asked = [field for field in names if given(field)]
     total = count_rows(file, kind)
     progress = Progress("rows")
     with writer(store) as opened:
         before = opened.count()
         try:
             ids = opened.insert_many(
-                picked(file, kind, names),
+                picked(file, kind, names, asked),
                 on_duplicate=on_duplicate,
                 progress=lambda done, _: progress(done, total),
             )
         except KeyboardInterrupt:
             progress.close()
-            click.echo(
-                f"memstore: {opened.count() - before} new memories are stored; the same command "
-                "goes on from there",
-                err=True,
-            )
-            raise
+            new = opened.count() - before
+            message = f"{new} new memories are stored; the same command goes on from there"
+            click.echo(f"memstore: {message}", err=True)
+            raise SystemExit(INTERRUPTED) from None
+        except InvalidInput as error:
+            new = opened.count() - before
+            raise InvalidFile(f"{error} ({new} new memories are stored)") from error
         progress.close()
         after = opened.count()
+    new = after - before
     if as_json:
-        print_json({"rows": len(ids), "new": after - before, "memories": after})
-    else:
-        click.echo(f"{len(ids)} rows, {after - before} new, {after} memories")
+        print_json({"rows": len(ids), "new": new, "memories": after})
+        return
+    click.echo(f"{len(ids)} rows, {new} new, {after} memories")
+    if new < len(ids):
+        click.echo(
+            f"memstore: {len(ids) - new} rows were there already by key or text; "
+            "--on-duplicate add stores them again",
+            err=True,
+        )
 
 
-def picked(file: str, kind: Format | None, names: dict[str, str]) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a file under memstore's names."""
-    for row in read_rows(file, kind, names["text"]):
+def given(field: str) -> bool:
+    """Return whether the command line named the option of a field."""
+    context = click.get_current_context()
+    return context.get_parameter_source(field) is ParameterSource.COMMANDLINE
+
+
+def picked(
+    file: str, kind: Format | None, names: dict[str, str], asked: list[str]
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a file under memstore's names, each fit to be stored.
+
+    A field of ``asked`` that none of the first rows has is a slip of the pen, found before anything
+    is stored.
+    """
+    unseen = {field: names[field] for field in asked}
+    count = 0
+    for count, (number, row) in enumerate(numbered_rows(file, kind, names["text"]), 1):
+        unseen = {field: name for field, name in unseen.items() if name not in row}
+        if count == BATCH:
+            refuse_unseen(file, unseen)
         if set(row) == EXPORTED:
             row = {name: row[name] for name in names}
-        yield pick(row, names)
+        chosen = pick(row, names)
+        try:
+            check_row(chosen)
+        except InvalidInput as error:
+            raise InvalidFile(f"{file} row {number}: {error}") from error
+        yield chosen
+    if 0 < count < BATCH:
+        refuse_unseen(file, unseen)
+
+
+def refuse_unseen(file: str, unseen: dict[str, str]) -> None:
+    """Raise ``InvalidFile`` for a named field that no row has had."""
+    for field, name in unseen.items():
+        option = "--" + field.replace("_", "-")
+        raise InvalidFile(f"{file}: no row has the field {name!r} that {option} names: correct it")

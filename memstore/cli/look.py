@@ -8,13 +8,22 @@ import click
 
 from memstore.cli.options import (
     json_option,
+    read_neuron,
     read_where,
     reader,
     store_argument,
     where_options,
     writer,
 )
-from memstore.cli.output import one_line, print_facts, print_hits, print_json, print_table, width
+from memstore.cli.output import (
+    one_line,
+    print_facts,
+    print_hits,
+    print_json,
+    print_table,
+    printable,
+    width,
+)
 
 BARS = " ▁▂▃▄▅▆▇█"
 SHOWN_NEURONS = 12
@@ -30,7 +39,7 @@ def neuron_command(
     store: str, neuron: str, label: str | None, unlabel: bool, as_json: bool
 ) -> None:
     """Show what is known of NEURON (number or label) in this store, or name it."""
-    ref = int(neuron) if neuron.isascii() and neuron.isdigit() else neuron
+    ref = read_neuron(neuron)
     if label is not None or unlabel:
         with writer(store) as opened:
             opened.neurons.label(ref, None if unlabel else label)
@@ -70,7 +79,7 @@ def show_command(store: str, id: int, as_json: bool) -> None:
         return
     facts = {name: value for name, value in memory.to_dict().items() if name != "text"}
     print_facts({name: "-" if value is None else value for name, value in facts.items()})
-    click.echo("\n" + click.wrap_text(memory.text, width()) + "\n")
+    click.echo("\n" + click.wrap_text(printable(memory.text), width()) + "\n")
     rows = [
         [f"N{neuron}", f"{activation:.4f}", labels.get(neuron, "-")]
         for neuron, activation in islice(trace.items(), SHOWN_NEURONS)
@@ -98,7 +107,10 @@ def list_command(
     if not memories:
         click.echo("no memories", err=True)
         return
-    rows = [[str(m.id), m.key or "-", m.category or "-", one_line(m.text)] for m in memories]
+    rows = [
+        [str(m.id), one_line(m.key or "-"), one_line(m.category or "-"), one_line(m.text)]
+        for m in memories
+    ]
     print_table(["id", "key", "category", "text"], rows)
 
 

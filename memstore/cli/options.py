@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -28,6 +29,12 @@ def where_options(command: F) -> F:
     return click.option("--category", help="Only this category.")(command)
 
 
+def read_neuron(text: str) -> int | str:
+    """Return the neuron meant by ``15``, ``N15`` or a label."""
+    match = re.fullmatch(r"N?([0-9]{1,9})", text)
+    return int(match[1]) if match else text
+
+
 def read_where(where: str | None, category: str | None) -> dict[str, Any] | None:
     """Return the filter that ``--where`` and ``--category`` ask for together."""
     parts = []
@@ -35,7 +42,9 @@ def read_where(where: str | None, category: str | None) -> dict[str, Any] | None
         try:
             parts.append(json.loads(where))
         except (ValueError, RecursionError) as error:
-            raise InvalidFilter(f"--where is not JSON ({error}): quote it in the shell") from error
+            raise InvalidFilter(
+                f"--where is not JSON ({error}): write it like --where '{{\"mood\": 3}}'"
+            ) from error
     if category is not None:
         parts.append({"category": category})
     if not parts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,12 +38,12 @@ def print_hits(hits: Hits, *, as_json: bool, why: bool) -> None:
         click.echo("no hits", err=True)
     elif why:
         for hit in hits:
-            click.echo(click.style(f"{hit.id}  {hit.category or '-'}", bold=True))
-            click.echo(click.wrap_text(hit.text, width(), "  ", "  "))
+            click.echo(click.style(f"{hit.id}  {one_line(hit.category or '-')}", bold=True))
+            click.echo(click.wrap_text(printable(hit.text), width(), "  ", "  "))
             click.echo(hit.why() + "\n")
     else:
         rows = [
-            [str(hit.id), f"{hit.score:.4f}", hit.category or "-", one_line(hit.text)]
+            [str(hit.id), f"{hit.score:.4f}", one_line(hit.category or "-"), one_line(hit.text)]
             for hit in hits
         ]
         print_table(["id", "score", "category", "text"], rows)
@@ -50,7 +51,15 @@ def print_hits(hits: Hits, *, as_json: bool, why: bool) -> None:
 
 def one_line(text: str) -> str:
     """Return text on one line."""
-    return " ".join(text.split())
+    return printable(" ".join(text.split()))
+
+
+def printable(text: str) -> str:
+    """Return text without characters that command a terminal; a stranger may have written it."""
+    return "".join(
+        letter if letter == "\n" or unicodedata.category(letter) not in ("Cc", "Cf") else "\ufffd"
+        for letter in text.replace("\t", " ")
+    )
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -75,6 +76,9 @@ class OnnxEmbedder:
 
     @cached_property
     def _session(self) -> Any:
+        # Its builds send usage events to their maker unless told not to, and keep a device id in
+        # the home folder; the variable is read once, at import. People put diaries in here.
+        os.environ["ORT_DISABLE_TELEMETRY"] = "1"
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
