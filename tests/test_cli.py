@@ -304,6 +304,23 @@ def test_a_closed_pipe_is_no_error(store):
     assert done.stderr == ""
 
 
+def test_json_is_everywhere_there_is_a_result(store, tmp_path):
+    """Care commands too."""
+    commands = [
+        ["init", tmp_path / "i.db"],
+        ["export", store, tmp_path / "e.jsonl"],
+        ["optimize", store],
+        ["backup", store, tmp_path / "b.db"],
+        ["upgrade", store],
+        ["check", store],
+        ["list", store],
+        ["neuron", store, 450],
+        ["delete", store, 1],
+    ]
+    for command in commands:
+        assert json.loads(memstore(*command, "--json").stdout)
+
+
 def test_backup_and_upgrade_and_completion(store, tmp_path):
     """A backup opens, a current store needs no upgrade, the completion script is one."""
     memstore("backup", store, tmp_path / "b.db")

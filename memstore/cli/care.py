@@ -14,7 +14,7 @@ from memstore.cli.options import (
     where_options,
     writer,
 )
-from memstore.cli.output import print_json
+from memstore.cli.output import print_json, print_result
 from memstore.errors import StoreNotFound
 
 BUSY_TIMEOUT = 5.0
@@ -30,11 +30,14 @@ def must_exist(store: str) -> None:
 @store_argument
 @click.argument("file", type=click.Path(dir_okay=False))
 @where_options
-def export_command(store: str, file: str, category: str | None, where: str | None) -> None:
+@json_option
+def export_command(
+    store: str, file: str, category: str | None, where: str | None, as_json: bool
+) -> None:
     """Write memories to FILE as JSON Lines, which `memstore import` reads."""
     with reader(store) as opened:
         count = opened.export(file, read_where(where, category))
-    click.echo(f"{count} memories in {file}")
+    print_result(f"{count} memories in {file}", {"memories": count, "file": file}, as_json=as_json)
 
 
 @click.command("check")
@@ -57,34 +60,40 @@ def check_command(store: str, repair: bool, as_json: bool) -> None:
 
 @click.command("optimize")
 @store_argument
-def optimize_command(store: str) -> None:
+@json_option
+def optimize_command(store: str, as_json: bool) -> None:
     """Remove the last of deleted memories, free space, save the index."""
     must_exist(store)
     with writer(store) as opened:
         before = opened.stats()["bytes"]
         opened.optimize()
-        click.echo(f"{before:,} -> {opened.stats()['bytes']:,} bytes")
+        after = opened.stats()["bytes"]
+    facts = {"bytes_before": before, "bytes": after}
+    print_result(f"{before:,} -> {after:,} bytes", facts, as_json=as_json)
 
 
 @click.command("backup")
 @store_argument
 @click.argument("file", type=click.Path(dir_okay=False))
-def backup_command(store: str, file: str) -> None:
+@json_option
+def backup_command(store: str, file: str, as_json: bool) -> None:
     """Copy a live store to a new FILE."""
     with reader(store) as opened:
         opened.backup(file)
-    click.echo(file)
+    print_result(file, {"file": file}, as_json=as_json)
 
 
 @click.command("upgrade")
 @store_argument
-def upgrade_command(store: str) -> None:
+@json_option
+def upgrade_command(store: str, as_json: bool) -> None:
     """Bring a store of an older memstore up to date; makes a backup first."""
     from memstore.catalog import migrate
 
     must_exist(store)
     found, backup = migrate.upgrade(Path(store), BUSY_TIMEOUT)
-    if backup is None:
-        click.echo(f"{store} is up to date (schema {found})")
-    else:
-        click.echo(f"{store}: schema {found} -> {migrate.HEAD}; the old store is {backup}")
+    line = f"{store} is up to date (schema {found})"
+    if backup is not None:
+        line = f"{store}: schema {found} -> {migrate.HEAD}; the old store is {backup}"
+    facts = {"from": found, "to": migrate.HEAD, "backup": backup and str(backup)}
+    print_result(line, facts, as_json=as_json)

@@ -30,6 +30,14 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, ensure_ascii=False, indent=2))
 
 
+def print_result(line: str, facts: dict[str, Any], *, as_json: bool) -> None:
+    """Print what a command did: a line for people, or its facts as JSON."""
+    if as_json:
+        print_json(facts)
+    else:
+        click.echo(line)
+
+
 def print_hits(hits: Hits, *, as_json: bool, why: bool) -> None:
     """Print hits as a table, as JSON, or one after another with their reasons."""
     if as_json:

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from memstore.cli.options import json_option, read_where, store_argument, where_options, writer
-from memstore.cli.output import print_json
+from memstore.cli.output import print_json, print_result
 from memstore.errors import InvalidMetadata, StoreError
 from memstore.store import MemoryStore
 
@@ -18,14 +18,16 @@ from memstore.store import MemoryStore
 @store_argument
 @click.option("--sae", type=click.Path(path_type=Path), help="Weights folder of another SAE.")
 @click.option("--embedder", help="Name or folder of a sentence-transformers model.")
-def init_command(store: str, sae: Path | None, embedder: str | None) -> None:
+@json_option
+def init_command(store: str, sae: Path | None, embedder: str | None, as_json: bool) -> None:
     """Create an empty store, with the shipped encoder or another."""
     from memstore.encoder import Encoder
 
     if Path(store).exists() and Path(store).stat().st_size:
         raise StoreError(f"{store} exists: choose another path")
     with MemoryStore.open(store, encoder=Encoder.of(embedder, sae)) as opened:
-        click.echo(f"{store}: {opened.stats()['encoder']}")
+        encoder = opened.stats()["encoder"]
+    print_result(f"{store}: {encoder}", {"store": store, "encoder": encoder}, as_json=as_json)
 
 
 @click.command("insert")
