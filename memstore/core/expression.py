@@ -8,7 +8,7 @@ form, ``NeuronQuery``, in which names have become numbers.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -244,10 +244,6 @@ class _Neurons:
 
     def __repr__(self) -> str:
         return "N"
-
-    def total(self, refs: Iterable[NeuronRef]) -> Expression:
-        """Return the sum of several neurons."""
-        return Expression(tuple((ref, 1.0) for ref in refs))
 
 
 #: Builds expressions: ``N[15] - 0.5 * N["routine"]``.

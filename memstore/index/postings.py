@@ -22,7 +22,6 @@ from memstore.core.traces import norm_of, weigh
 from memstore.types import Float64, Int64, Trace, Traces
 
 Mask = NDArray[np.bool_]
-HISTOGRAM_BINS = 10
 
 
 @dataclass(frozen=True)
