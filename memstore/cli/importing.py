@@ -8,6 +8,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from memstore.cli import INTERRUPTED
 from memstore.cli.options import json_option, store_argument, writer
 from memstore.cli.output import print_json
 from memstore.errors import InvalidFile, InvalidInput
@@ -16,7 +17,6 @@ from memstore.progress import Progress
 from memstore.rows import check_row, pick
 from memstore.writer import BATCH, OnDuplicate
 
-INTERRUPTED = 130
 #: What every line of our own export has; the ids and times of the old store stay behind.
 EXPORTED = {
     "id",

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from memstore.cli.options import json_option, read_where, store_argument, where_options, writer
-from memstore.cli.output import print_json, print_result
+from memstore.cli.output import print_result
 from memstore.errors import InvalidMetadata, StoreError
 from memstore.store import MemoryStore
 
@@ -57,10 +57,7 @@ def insert_command(
         memory_id = opened.insert(
             narrative, category=category, key=key, metadata=facts, occurred_at=occurred_at
         )
-    if as_json:
-        print_json({"id": memory_id})
-    else:
-        click.echo(memory_id)
+    print_result(str(memory_id), {"id": memory_id}, as_json=as_json)
 
 
 @click.command("delete")
@@ -90,7 +87,4 @@ def delete_command(
             if not yes:
                 click.confirm(f"Delete {opened.count(condition)} memories?", abort=True, err=True)
             removed = opened.delete_where(condition)
-    if as_json:
-        print_json({"deleted": removed})
-    else:
-        click.echo(f"{removed} deleted")
+    print_result(f"{removed} deleted", {"deleted": removed}, as_json=as_json)
