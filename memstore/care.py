@@ -14,8 +14,8 @@ from memstore.catalog import memories, migrate, neurons, traces, words
 from memstore.catalog.engine import Database
 from memstore.catalog.files import require_new
 from memstore.core.traces import concatenate, empty
-from memstore.errors import StoreDamaged, StoreLocked
-from memstore.indices import Indices
+from memstore.errors import IndexDamaged, StoreDamaged, StoreLocked
+from memstore.indices import Indices, Moment, Vectors
 from memstore.types import Memory
 
 
@@ -49,24 +49,23 @@ def word_problems(database: Database) -> list[str]:
 
 
 def index_problems(database: Database, indices: Indices) -> list[str]:
-    """Return a complaint an index that differs from what the catalog holds."""
-    with indices.turn, database.read() as connection:
+    """Return a complaint for an index that differs from what the catalog holds."""
+    with indices.dense_turn, database.read() as connection:
         record = neurons.require_encoder(connection)
-        state = neurons.state(connection)
+        now = Moment(connection, neurons.state(connection), record, None)
         if neurons.broken(connection):
             return []  # said already; what cannot be read cannot be compared
-        traces_held = indices.neurons(connection, state, record).compacted().traces
+        try:
+            held = indices.neurons(now).checked().traces()
+        except IndexDamaged:
+            return ["the index does not match its checksums: run `memstore check --repair`"]
         pages = list(traces.changed_traces(connection, record.id, 0, record.neurons))
         stored = concatenate(pages) if pages else empty(record.neurons)
-        vectors_held = indices.dense(connection, state, record).to_arrays()
-        vectors = list(traces.changed_vectors(connection, record.id, 0, record.dimension))
+        dense = indices.dense(now, Vectors(now))
+        vectors = traces.changed_vectors(connection, record.id, 0, record.dimension)
+        same = dense.agrees(vectors)
     names = ("ids", "indptr", "neurons", "activations")
-    same = all(np.array_equal(getattr(traces_held, n), getattr(stored, n)) for n in names)
-    ids = [i for page, _ in vectors for i in page]
-    same &= vectors_held["ids"].tolist() == ids
-    same &= not ids or np.array_equal(
-        vectors_held["vectors"], np.concatenate([page for _, page in vectors])
-    )
+    same &= all(np.array_equal(getattr(held, n), getattr(stored, n)) for n in names)
     return [] if same else ["the index differs from the catalog: run `memstore check --repair`"]
 
 
@@ -125,10 +124,10 @@ def forget_deleted(database: Database) -> None:
 
 def write_statistics(database: Database, indices: Indices) -> None:
     """Write each neuron's fire count, mean and maximum, for people who read the tables."""
-    with indices.turn, database.read() as connection:
+    with database.read() as connection:
         record = neurons.require_encoder(connection)
-        index = indices.neurons(connection, neurons.state(connection), record)
-        fires, means, maxima = index.statistics()
+        index = indices.neurons(Moment(connection, neurons.state(connection), record, None))
+    fires, means, maxima = index.statistics()
     with database.exclusive() as connection:
         neurons.set_statistics(connection, record.id, fires, means, maxima)
 

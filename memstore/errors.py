@@ -24,6 +24,7 @@
     │   ├── StoreReadOnly              opened for reading, or no permission
     │   ├── StoreFull                  no space left
     │   ├── StoreDamaged               SQLite says the file is corrupt
+    │   ├── IndexDamaged               a copy does not match its checksums; rebuilt, never fatal
     │   └── StoreClosed                used after close()
     ├── EncoderError                   text -> vector -> trace
     │   ├── EncoderMismatch            the store's memories were encoded by another encoder
@@ -152,6 +153,10 @@ class StoreFull(StoreError):
 
 class StoreDamaged(StoreError):
     """SQLite reports a corrupt file."""
+
+
+class IndexDamaged(StoreError):
+    """An index file does not match its checksums; the index is then rebuilt from the catalog."""
 
 
 class StoreClosed(StoreError):

@@ -1,4 +1,4 @@
-"""A store's two indices: loaded from files where they can be believed, followed up, saved.
+"""A store's two indices: loaded from files where believable, followed up from the catalog.
 
 The one place where catalog and index meet. An index shows the state of the catalog at its change
 number; whatever was written since is replayed from the catalog before a query is answered, no
@@ -9,114 +9,236 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from numpy.typing import NDArray
+import numpy as np
 from sqlalchemy import Connection
 
 from memstore.catalog import traces
 from memstore.catalog.neurons import EncoderRecord, StoreState
-from memstore.index import segments
+from memstore.errors import IndexDamaged
+from memstore.index import files, storing
 from memstore.index.postings import NeuronIndex
+from memstore.types import Float32, Int64
 
 if TYPE_CHECKING:
     from memstore.index.dense import DenseIndex
 
-TRACES, VECTORS = "traces", "vectors"
+#: Seed of the sample that lists are trained on: the same memories, the same index.
+SEED = 1
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One state of the catalog, in the read transaction that shows it.
+
+    ``known`` is an index from no later than that, published before the transaction began.
+    """
+
+    connection: Connection
+    state: StoreState
+    encoder: EncoderRecord
+    known: NeuronIndex | None
 
 
 class Indices:
     """The indices of one open store. ``folder`` is None for a store in memory.
 
-    Hold ``turn`` from reading the store's state until the index has answered: an index must never
-    be newer than the transaction that its answer is completed in.
+    The neuron index is a value: whoever has one may go on with it. The dense index is not: hold
+    ``dense_turn`` from before the transaction begins until it has answered, so that it is never
+    newer than the transaction.
     """
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
-        self.turn = threading.RLock()
+        self.dense_turn = threading.RLock()
+        #: Called, if set, after an index was followed up.
+        self.on_growth: Callable[[NeuronIndex], None] | None = None
+        #: Counts loads: an index compacted from an earlier one must not replace a later one.
+        self.generation = 0
+        self._loading = threading.RLock()
         self._neurons: NeuronIndex | None = None
         self._dense: DenseIndex | None = None
 
-    def neurons(
-        self, connection: Connection, state: StoreState, encoder: EncoderRecord
-    ) -> NeuronIndex:
-        """Return the neuron index, up to date with ``state``."""
-        # Kept again only once it is whole: an update cut short must not answer.
-        index, self._neurons = self._neurons, None
-        if index is None or behind(index.change, state):
-            loaded = self._load(TRACES, state, encoder)
-            index = NeuronIndex(encoder.neurons)
-            if loaded is not None:
-                index = NeuronIndex.from_arrays(encoder.neurons, loaded.change, loaded.arrays)
-        if index.change != state.change:
-            deleted = traces.deleted(connection, index.change) if index.change else []
-            written = traces.changed_traces(connection, encoder.id, index.change, encoder.neurons)
-            index.apply(deleted, written, state.change)
-        self._neurons = index
-        return index
+    @property
+    def published(self) -> NeuronIndex | None:
+        """The newest neuron index so far."""
+        return self._neurons
 
-    def dense(
-        self, connection: Connection, state: StoreState, encoder: EncoderRecord
-    ) -> DenseIndex:
-        """Return the dense index, up to date with ``state``. Loads FAISS."""
+    # --- neurons ---------------------------------------------------------------------------
+
+    def neurons(self, now: Moment) -> NeuronIndex:
+        """Return the neuron index at a moment."""
+        known = self._neurons
+        if known is not None and known.change == now.state.change:
+            return known
+        with self._loading:
+            known = self._neurons
+            if known is not None and known.change > now.state.change:
+                # Another thread is ahead: this moment's own index, for this moment only.
+                return follow(now.known, now) if usable(now.known, now) else self._built(now)
+            if known is None or not usable(known, now):
+                known = self._loaded(now)
+                self.generation += 1
+            self._neurons = follow(known, now)
+            published = self._neurons
+        if self.on_growth is not None:
+            self.on_growth(published)
+        return published
+
+    def _loaded(self, now: Moment) -> NeuronIndex:
+        manifest = self.manifest(now)
+        if manifest is not None and self.folder is not None:
+            try:
+                found = storing.load_neurons(self.folder, manifest)
+                if found.width == now.encoder.neurons:
+                    return found
+            except (IndexDamaged, OSError, KeyError, TypeError, ValueError) as error:
+                log.warning("rebuilding the neuron index from the catalog: %s", error)
+        return NeuronIndex(now.encoder.neurons)
+
+    def _built(self, now: Moment) -> NeuronIndex:
+        return follow(NeuronIndex(now.encoder.neurons), now)
+
+    def rebuilt(self, now: Moment, error: IndexDamaged) -> NeuronIndex:
+        """Return the neuron index built from the catalog alone, instead of one that is damaged."""
+        log.warning("rebuilding the neuron index from the catalog: %s", error)
+        with self._loading:
+            self.generation += 1
+            self._neurons = self._built(now)
+            return self._neurons
+
+    def replace(self, generation: int, before: NeuronIndex, after: NeuronIndex) -> None:
+        """Publish ``after``, compacted from ``before``, with what has come since."""
+        with self._loading:
+            if self._neurons is not None and self.generation == generation:
+                self._neurons = self._neurons.caught_up(before, after)
+
+    def manifest(self, now: Moment) -> files.IndexFile | None:
+        """Return the manifest in force, or None where none can be believed."""
+        token = now.state.index_token
+        if self.folder is None or token is None:
+            return None
+        stamp = storing.Stamp(token, now.encoder.fingerprint, now.state.change)
+        try:
+            manifest = storing.read_manifest(self.folder, stamp)
+        except FileNotFoundError:
+            return None
+        except (IndexDamaged, OSError, KeyError, TypeError) as error:
+            log.warning("the index files are not usable: %s", error)
+            return None
+        return manifest if manifest.fields["change"] >= now.state.log_floor else None
+
+    # --- vectors ---------------------------------------------------------------------------
+
+    def dense(self, now: Moment, source: Vectors, renewing: bool = False) -> DenseIndex:
+        """Return the dense index at a moment. Loads FAISS.
+
+        With ``renewing`` an index that has outgrown its lists is made anew; a query does that
+        only where it must.
+        """
         from memstore.index.dense import DenseIndex
 
+        # Kept again only once it is whole: an update cut short must not answer.
         index, self._dense = self._dense, None
-        if index is None or behind(index.change, state):
-            loaded = self._load(VECTORS, state, encoder)
-            index = DenseIndex(encoder.dimension)
-            if loaded is not None:
-                index = DenseIndex.from_arrays(encoder.dimension, loaded.change, loaded.arrays)
-        if index.change != state.change:
-            deleted = traces.deleted(connection, index.change) if index.change else []
+        since = now.state.log_floor
+        if index is None or not since <= index.change <= now.state.change:
+            index = self._loaded_dense(now)
+        if index is None or (
+            (renewing or not index.trained_for) and index.outgrown(source.count())
+        ):
+            index = DenseIndex.for_source(now.encoder.dimension, source)
+        if index.change != now.state.change:
+            deleted = traces.deleted(now.connection, index.change) if index.change else []
             written = traces.changed_vectors(
-                connection, encoder.id, index.change, encoder.dimension
+                now.connection, now.encoder.id, index.change, now.encoder.dimension
             )
-            index.apply(deleted, written, state.change)
+            index.apply(deleted, written, now.state.change)
         self._dense = index
         return index
 
-    def _load(self, kind: str, state: StoreState, encoder: EncoderRecord) -> segments.Loaded | None:
-        if self.folder is None or state.index_token is None:
+    def _loaded_dense(self, now: Moment) -> DenseIndex | None:
+        from memstore.index.dense import DenseIndex
+
+        manifest = self.manifest(now)
+        if manifest is None or self.folder is None:
             return None
-        loaded = segments.load(
-            self.folder, kind, state.index_token, encoder.fingerprint, state.change
-        )
-        return None if loaded is None or behind(loaded.change, state) else loaded
-
-    def save(self, connection: Connection, state: StoreState, encoder: EncoderRecord) -> None:
-        """Write both indices to files. Raises ``OSError``; nothing but speed is lost by that."""
-        with self.turn:
-            arrays = self.neurons(connection, state, encoder).to_arrays()
-            self._write(TRACES, state, encoder, arrays)
-            arrays = self.dense(connection, state, encoder).to_arrays()
-            self._write(VECTORS, state, encoder, arrays)
-
-    def _write(
-        self,
-        kind: str,
-        state: StoreState,
-        encoder: EncoderRecord,
-        arrays: Mapping[str, NDArray[Any]],
-    ) -> None:
-        if self.folder is None or state.index_token is None:
-            return
-        stamp = segments.Stamp(kind, state.index_token, encoder.fingerprint, state.change)
-        segments.save(self.folder, stamp, arrays)
+        try:
+            fields = manifest.fields["vectors"]
+            if fields is None or fields["change"] < now.state.log_floor:
+                return None
+            arrays = files.read(self.folder / Path(fields["name"]).name, "vectors").arrays
+            return DenseIndex.from_arrays(
+                now.encoder.dimension, fields["change"], arrays, fields["trained_for"]
+            )
+        except (IndexDamaged, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            log.warning("rebuilding the dense index from the catalog: %s", error)
+            return None
 
     def forget(self) -> None:
         """Drop everything, files too; the next query builds anew from the catalog."""
-        with self.turn:
+        with self.dense_turn, self._loading:
+            self.generation += 1
             self._neurons = self._dense = None
             if self.folder is not None and self.folder.is_dir():
-                for file in (*self.folder.glob("*.seg"), *self.folder.glob("*.part")):
-                    file.unlink(missing_ok=True)
+                storing.sweep(self.folder, None)
 
 
-def behind(change: int, state: StoreState) -> bool:
-    """Return whether an index is too old to follow up, or from a future that never came."""
-    return change > state.change or 0 < change < state.log_floor
+class Vectors:
+    """The vectors of the catalog at a moment, for an index that keeps none (``dense.Source``)."""
+
+    def __init__(self, now: Moment) -> None:
+        self.now = now
+
+    def count(self) -> int:
+        """Return how many vectors there are."""
+        return traces.count_vectors(self.now.connection)
+
+    def fetch(self, ids: Int64) -> Float32:
+        """Return the vectors of these memories, in the order of ``ids``."""
+        found, vectors = traces.vectors_by_ids(
+            self.now.connection, self.now.encoder.id, ids.tolist(), self.now.encoder.dimension
+        )
+        if len(found) != len(ids):
+            raise IndexDamaged("the dense index names memories that have no vector")
+        return vectors[np.searchsorted(np.array(found, dtype=np.int64), ids)]
+
+    def sample(self, count: int) -> Float32:
+        """Return about so many vectors from all over, or all where there are fewer."""
+        lowest, highest = traces.id_range(self.now.connection)
+        dice, wanted = np.random.default_rng(SEED), np.empty(0, dtype=np.int64)
+        total = self.count()
+        while len(wanted) < min(count, total):
+            drawn = dice.integers(lowest, highest + 1, 2 * count)
+            if highest - lowest < 4 * count:
+                drawn = dice.permutation(np.arange(lowest, highest + 1))
+            ids = traces.existing(self.now.connection, self.now.encoder.id, drawn.tolist())
+            wanted = np.union1d(wanted, np.array(ids, dtype=np.int64))
+        chosen = np.sort(dice.permutation(wanted)[:count])
+        return self.fetch(chosen)
+
+
+def usable(index: NeuronIndex | None, now: Moment) -> bool:
+    """Return whether an index can be followed up to a moment.
+
+    Not where the log of deletions was cleared since, nor from a future that never came.
+    """
+    return index is not None and (
+        index.change == 0 or now.state.log_floor <= index.change <= now.state.change
+    )
+
+
+def follow(index: NeuronIndex | None, now: Moment) -> NeuronIndex:
+    """Return an index with all that was written since, up to a moment."""
+    known = index or NeuronIndex(now.encoder.neurons)
+    if known.change == now.state.change:
+        return known
+    deleted = traces.deleted(now.connection, known.change) if known.change else []
+    written = traces.changed_traces(
+        now.connection, now.encoder.id, known.change, now.encoder.neurons
+    )
+    return known.apply(deleted, written, now.state.change)

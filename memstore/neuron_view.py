@@ -40,9 +40,8 @@ class Neurons:
         with self._searcher.view() as view:
             number = view.resolve({ref: 1.0}).terms[0][0]
             query = NeuronQuery(((number, 1.0),))
-            index = self._searcher.neuron_index(view)
-            fired = index.activations(number)
-            everywhere = index.weighted(query)
+            fired = self._searcher.ask(view, lambda index: index.activations(number))
+            everywhere = self._searcher.ask(view, lambda index: index.weighted(query))
             order = np.argsort(everywhere.ids)
             ids, activations = everywhere.ids[order], everywhere.scores[order]
             members: dict[str, NDArray[np.bool_]] = {}

@@ -17,6 +17,7 @@ from memstore.catalog.neurons import EncoderRecord
 from memstore.errors import InvalidQuery, StoreClosed, StoreError, StoreNotFound
 from memstore.indices import Indices
 from memstore.search import Searcher
+from memstore.upkeep import Upkeep
 from memstore.writer import Writer
 
 if TYPE_CHECKING:
@@ -37,8 +38,9 @@ class OpenStore:
         self._loading = threading.Lock()
         folder = None if database.path is None else layout.index_folder(database.path)
         self._indices = Indices(folder)
+        self._upkeep = Upkeep(database, self._indices)
         self._searcher = Searcher(database, self._indices, self._load_encoder)
-        self._writer = Writer(database, self._own_encoder)
+        self._writer = Writer(database, self._own_encoder, self._upkeep.wrote)
 
     @classmethod
     def open(
@@ -88,8 +90,10 @@ class OpenStore:
         if database is None:
             return
         try:
-            if self._writer.written >= WORTH_SAVING:
-                self._save_index_or_warn()
+            if not database.is_foreign:
+                self._upkeep.close()
+                if self._writer.written >= WORTH_SAVING:
+                    self._save_index_or_warn()
         finally:
             self._database = None
             database.close()
@@ -117,22 +121,12 @@ class OpenStore:
                 self._encoder = Encoder.from_config(record.config)
             return self._encoder.require(record.fingerprint, record.name)
 
-    def _save_index_or_warn(self) -> None:
+    def _save_index_or_warn(self, *, everything: bool = False) -> None:
         """Save the index; failing costs the next open some time and nothing else."""
         try:
-            self._save_index()
+            self._upkeep.save(everything=everything)
         except (OSError, StoreError) as error:
             log.warning("the index was not saved, the next open will rebuild it: %s", error)
-
-    def _save_index(self) -> None:
-        database = self._open_database()
-        if self._indices.folder is None:
-            return
-        with database.exclusive() as connection:
-            neurons.renew_index_token(connection)
-        with self._indices.turn, database.read() as connection:
-            record = neurons.require_encoder(connection)
-            self._indices.save(connection, neurons.state(connection), record)
 
 
 def open_database(path: str | os.PathLike[str], mode: Mode, busy_timeout: float) -> Database:

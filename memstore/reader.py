@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from memstore.catalog import memories, neurons, traces
 from memstore.catalog.filters import compile_filter
 from memstore.core.traces import concatenate, empty
+from memstore.core.vectors import unit_vectors
 from memstore.errors import InvalidQuery, MemoryNotFound
 from memstore.neuron_view import Neurons
 from memstore.opening import OpenStore
 from memstore.rows import check_id
 from memstore.search import By, Options
-from memstore.types import Float32, Hits, Memory, Trace, Traces
+from memstore.types import Explanation, Float32, Hits, Memory, Trace, Traces
 from memstore.view import Query, Where
 
 PAGE = 1_000
@@ -164,6 +167,43 @@ class Reader(OpenStore):
         """Return the k memories nearest to a stored one, itself left out. Loads no embedder."""
         self._open_database()
         return self._searcher.similar(check_id(id), k, by, where, Options(None, half_life, idf))
+
+    def search_vector(
+        self,
+        vector: ArrayLike,
+        k: int = 10,
+        *,
+        where: Where | None = None,
+        steer: Query | None = None,
+        half_life: str | timedelta | None = None,
+    ) -> Hits:
+        """Return the k memories nearest to a vector (d,) of the store's embedder, by cosine.
+
+        Loads no embedder. Raises ``InvalidVector``.
+        """
+        with self._open_database().read() as connection:
+            record = neurons.require_encoder(connection)
+        unit = unit_vectors(np.asarray(vector)[None], 1, record.dimension)[0]
+        return self._searcher.by_vector(unit, k, where, Options(steer, half_life))
+
+    def explain_query(self, query: Query | None = None, k: int = 10, **options: Any) -> Explanation:
+        """Answer a query and say how: the plan, what it read and how long each step took.
+
+        With an expression as for ``composite``; with ``text=...`` as for ``search``; with
+        ``vector=...`` as for ``search_vector``. ``print`` shows it.
+        """
+        asked: dict[str, Callable[..., Hits]] = {
+            "text": self.search,
+            "vector": self.search_vector,
+        }
+        named = [name for name in asked if name in options]
+        if (query is not None) + len(named) != 1:
+            raise InvalidQuery("explain one query: an expression, text=... or vector=...")
+        self._open_database()
+        if query is not None:
+            return self._searcher.explain(lambda: self.composite(query, k, **options))
+        first = options.pop(named[0])
+        return self._searcher.explain(lambda: asked[named[0]](first, k, **options))
 
     @property
     def neurons(self) -> Neurons:

@@ -1,16 +1,16 @@
-"""From ids and parts to hits: the rows behind an answer and the sentences of ``why()``."""
+"""From ids and parts to hits: the rows behind an answer and the sentences of ``why()``.
+
+Sentences are written when somebody asks for them: an answer takes microseconds, prose does not.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from memstore.catalog.memories import StoredRow, to_metadata, to_time
 from memstore.core.expression import NeuronQuery
 from memstore.core.ranking import Ranked
-from memstore.types import Hit, Hits, Memory, Trace
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from memstore.types import Hit, Hits, Trace
 
 #: Sentences for the sides of a text search; neurons have their own.
 SIDES = {
@@ -20,77 +20,101 @@ SIDES = {
     "steer": "neurons asked for by steer",
 }
 
+Parts = Mapping[str, float]
+#: Returns a sentence a part, given the parts before any fading.
+Sentences = Callable[[Parts], Iterable[str]]
+
 
 def neuron_name(neuron: int) -> str:
     """Return what parts call a neuron."""
     return f"N{neuron}"
 
 
-def composite_parts(
-    query: NeuronQuery, trace: Trace, labels: Mapping[int, str]
-) -> tuple[dict[str, float], dict[str, str]]:
-    """Return (share a neuron, sentence a neuron) of one memory's score."""
-    fired = trace.to_dict()
+def composite_parts(query: NeuronQuery, trace: Trace, prefix: str = "") -> dict[str, float]:
+    """Return each neuron's share of one memory's score, silent ones left out."""
+    shares = query.parts(trace).items()
+    return {prefix + neuron_name(neuron): share for neuron, share in shares}
+
+
+def composite_sentences(
+    query: NeuronQuery, labels: Mapping[int, str]
+) -> Callable[[str, float], str]:
+    """Return what says how a neuron's share came about, given part name and share."""
     weights = dict(query.terms)
-    parts, sentences = {}, {}
-    for neuron, share in query.parts(trace).items():
-        name = neuron_name(neuron)
-        parts[name] = share
+
+    def sentence(name: str, share: float) -> str:
+        neuron = int(name.rpartition("N")[2])
         label = f"{labels[neuron]!r} " if neuron in labels else ""
-        sentences[name] = f"{label}fires {fired[neuron]:.4f} x weight {weights[neuron]:g}"
-    return parts, sentences
+        return f"{label}fires {share / weights[neuron]:.4f} x weight {weights[neuron]:g}"
+
+    return sentence
 
 
-def shared_parts(
-    shares: Mapping[int, float], labels: Mapping[int, str]
-) -> tuple[dict[str, float], dict[str, str]]:
-    """Return (share a neuron, sentence a neuron) of a cosine of two traces, largest first."""
-    parts, sentences = {}, {}
-    for neuron, share in sorted(shares.items(), key=lambda item: (-item[1], item[0])):
-        name = neuron_name(neuron)
-        parts[name] = share
-        label = f"{labels[neuron]!r} " if neuron in labels else ""
-        sentences[name] = f"{label}fires for both"
-    return parts, sentences
+def shared_parts(shares: Mapping[int, float]) -> dict[str, float]:
+    """Return each neuron's share of a cosine of two traces, largest first."""
+    ordered = sorted(shares.items(), key=lambda item: (-item[1], item[0]))
+    return {neuron_name(neuron): share for neuron, share in ordered}
+
+
+def shared_sentence(name: str, labels: Mapping[int, str]) -> str:
+    """Return what says that a neuron fires for both."""
+    neuron = int(name[1:])
+    label = f"{labels[neuron]!r} " if neuron in labels else ""
+    return f"{label}fires for both"
+
+
+def side_sentence(side: str, rank: int | None = None) -> str:
+    """Return the sentence of a side, with its rank there where fusion went by ranks."""
+    return SIDES[side] + ("" if rank is None else f"; rank {rank} there")
 
 
 def build_hits(
     ranked: Ranked,
-    memories: Mapping[int, Memory],
-    explain: Callable[[int], tuple[Mapping[str, float], Mapping[str, str]]],
+    stored: Mapping[int, StoredRow],
+    parts: Sequence[Parts],
+    sentences: Callable[[int, Parts], Iterable[str]],
 ) -> Hits:
-    """Return the hits of a ranking.
+    """Return the hits of a ranking; ``parts`` beside it, before any fading.
 
-    ``explain(id)`` gives parts and sentences before decay. Where age has faded a score, every part
-    fades alike, so that the parts still sum to it.
+    Where age has faded a score, every part fades alike, so that the parts still sum to it.
     """
     hits = []
-    for memory_id, score in ranked.pairs():
-        memory = memories[memory_id]
-        parts, sentences = explain(memory_id)
-        total = sum(parts.values())
+    for (memory_id, score), own in zip(ranked.pairs(), parts, strict=True):
+        row = stored[memory_id]
+        total = sum(own.values())
         faded = score / total if total != 0 else 1.0
-        age = "" if abs(faded - 1.0) < 1e-9 else f", x {faded:.3f} for its age"
+        aged = abs(faded - 1.0) >= 1e-9
         hits.append(
             Hit(
-                id=memory.id,
-                key=memory.key,
-                text=memory.text,
-                category=memory.category,
-                score=score,
-                parts={name: share * faded if age else share for name, share in parts.items()},
-                metadata=memory.metadata,
-                occurred_at=memory.occurred_at,
-                reasons=tuple(sentences[name] + age for name in parts),
+                row.id,
+                row.key,
+                row.text,
+                row.category,
+                score,
+                {name: share * faded for name, share in own.items()} if aged else own,
+                to_metadata(row.metadata),
+                to_time(row.occurred_at),
+                Reasons(memory_id, own, faded if aged else None, sentences),
             )
         )
     return Hits(hits)
 
 
-def side_sentences(sides: Iterable[str], ranks: Mapping[str, int] | None = None) -> dict[str, str]:
-    """Return the sentence of each side, with its rank there where fusion went by ranks."""
-    place = ranks or {}
-    return {
-        side: SIDES[side] + (f"; rank {place[side]} there" if side in place else "")
-        for side in sides
-    }
+class Reasons:
+    """The sentences of one hit, written when asked for."""
+
+    __slots__ = ("faded", "memory_id", "parts", "sentences")
+
+    def __init__(
+        self,
+        memory_id: int,
+        parts: Parts,
+        faded: float | None,
+        sentences: Callable[[int, Parts], Iterable[str]],
+    ) -> None:
+        self.memory_id, self.parts, self.faded, self.sentences = memory_id, parts, faded, sentences
+
+    def __call__(self) -> tuple[str, ...]:
+        """Return a sentence a part, in their order."""
+        age = "" if self.faded is None else f", x {self.faded:.3f} for its age"
+        return tuple(line + age for line in self.sentences(self.memory_id, self.parts))

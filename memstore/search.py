@@ -5,11 +5,13 @@ Every query runs in one read transaction, so filter, index and rows show the sam
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 
@@ -17,24 +19,22 @@ from memstore import reasons
 from memstore.catalog import neurons, traces, words
 from memstore.catalog.engine import Database
 from memstore.catalog.neurons import EncoderRecord
-from memstore.core import ranking
 from memstore.core.expression import MAX_WEIGHT, NeuronQuery, check_number
 from memstore.core.ranking import Ranked, best
-from memstore.core.traces import cosine_parts, idf
 from memstore.encoder import Encoder
-from memstore.errors import InvalidQuery, MemoryNotFound
+from memstore.errors import IndexDamaged, InvalidQuery, MemoryNotFound
 from memstore.index.postings import NeuronIndex
-from memstore.indices import Indices
+from memstore.index.question import Found
+from memstore.indices import Indices, Moment
+from memstore.nearness import Near, Question
 from memstore.rows import check_half_life, check_text
-from memstore.types import Float32, Float64, Hits, Int64, Trace
-from memstore.view import Query, View, Where
+from memstore.types import Explanation, Float32, Hits, Step
+from memstore.view import Filters, Query, View, Where
 
 By = Literal["dense", "trace", "hybrid", "words"]
-Parts = dict[int, dict[str, float]]
+T = TypeVar("T")
 
 MAX_K = 1_000_000
-#: How far down each side of a hybrid search is read.
-FUSION_DEPTH = 100
 
 
 class Searcher:
@@ -44,17 +44,44 @@ class Searcher:
         self, database: Database, indices: Indices, load: Callable[[EncoderRecord], Encoder]
     ) -> None:
         self.database, self.indices, self.load_encoder = database, indices, load
+        self._filters = Filters()
+        self._encoders: dict[int, EncoderRecord] = {}
+        self._watched = threading.local()
 
     @contextmanager
-    def view(self) -> Iterator[View]:
-        """Open a read transaction. The indices stay this thread's until it ends."""
-        with self.indices.turn, self.database.read() as connection:
-            encoder = neurons.require_encoder(connection)
-            yield View(connection, neurons.state(connection), encoder)
+    def view(self, *, dense: bool = False) -> Iterator[View]:
+        """Open a read transaction; ``dense`` keeps the dense index as old as it until it ends."""
+        with self.indices.dense_turn if dense else nullcontext():
+            known = self.indices.published
+            with self.database.read() as connection:
+                state = neurons.state(connection)
+                encoder = self._encoders.get(state.encoder_id or 0)
+                if encoder is None:
+                    encoder = neurons.require_encoder(connection)
+                    self._encoders[encoder.id] = encoder
+                steps = getattr(self._watched, "steps", None)
+                yield View(Moment(connection, state, encoder, known), self._filters, steps)
 
-    def neuron_index(self, view: View) -> NeuronIndex:
-        """Return the neuron index at the view's state."""
-        return self.indices.neurons(view.connection, view.state, view.encoder)
+    def ask(self, view: View, question: Callable[[NeuronIndex], T]) -> T:
+        """Return the neuron index's answer at the view's state.
+
+        An index whose files turn out damaged is built anew from the catalog, and asked again.
+        """
+        try:
+            return question(self.indices.neurons(view.moment))
+        except IndexDamaged as error:
+            return question(self.indices.rebuilt(view.moment, error))
+
+    def explain(self, query: Callable[[], Hits]) -> Explanation:
+        """Run a query and return its steps with its hits."""
+        steps: list[Step] = []
+        self._watched.steps = steps
+        began = time.perf_counter()
+        try:
+            hits = query()
+        finally:
+            self._watched.steps = None
+        return Explanation(tuple(steps), hits, 1e3 * (time.perf_counter() - began))
 
     # --- neurons ---------------------------------------------------------------------------
 
@@ -68,23 +95,45 @@ class Searcher:
     ) -> Hits:
         """Return the k best of a neuron expression."""
         check_k(k)
-        if min_score is not None:
+        if min_score is not None and min_score != 0:
             check_number(min_score, "min_score")
         fading = check_half_life(half_life)
         with self.view() as view:
             query = view.resolve(expression)
-            found = self.neuron_index(view).composite(query, view.allowed(where), min_score)
-            return self.composite_hits(view, query, best(view.fade(found, fading), k))
+            selected = view.selected(where)
+            began = time.perf_counter()
+            if fading is None:
+                found = self.ask(view, lambda i: i.composite(query, k, selected, min_score))
+                view.note("neurons", found.work, began)
+                return self.composite_hits(view, query, found)
+            everyone = self.ask(view, lambda i: i.candidates(query, selected, min_score))
+            view.note_rows("neurons", "every candidate, to fade", len(everyone), began)
+            return self.composite_hits(view, query, best(view.fade(everyone, fading), k))
 
-    def composite_hits(self, view: View, query: NeuronQuery, top: Ranked) -> Hits:
+    def composite_hits(self, view: View, query: NeuronQuery, found: Found | Ranked) -> Hits:
         """Return the hits of a composite, each neuron's share beside it."""
-        fired = view.traces(top.ids)
+        began = time.perf_counter()
+        ranked = found if isinstance(found, Ranked) else found.ranked
+        shares = None if isinstance(found, Ranked) else found.shares
+        if shares is not None:
+            names = [reasons.neuron_name(neuron) for neuron, _ in query.terms]
+            parts = [
+                {name: share for name, share in zip(names, own, strict=True) if share}
+                for own in shares.tolist()
+            ]
+        else:
+            fired = view.traces(ranked.ids)
+            parts = [reasons.composite_parts(query, fired[i]) for i in ranked.ids.tolist()]
         labels = view.labels([neuron for neuron, _ in query.terms])
-        return reasons.build_hits(
-            top,
-            view.rows(top.ids),
-            lambda i: reasons.composite_parts(query, fired[i], labels),
+        sentence = reasons.composite_sentences(query, labels)
+        hits = reasons.build_hits(
+            ranked,
+            view.rows(ranked.ids),
+            parts,
+            lambda _, own: (sentence(name, share) for name, share in own.items()),
         )
+        view.note_rows("memories", "rows of the hits", len(hits), began)
+        return hits
 
     # --- texts -----------------------------------------------------------------------------
 
@@ -103,9 +152,7 @@ class Searcher:
         if by == "words":
             return self._words(text, k, where, options)
         question = self._question(text, by)
-        if by == "hybrid":
-            return self._hybrid(question, k, where, options)
-        return self._near(question, k, where, options)
+        return self._near(question, k, where, options, hybrid=by == "hybrid")
 
     def similar(
         self, memory_id: int, k: int, by: By, where: Where | None, options: Options
@@ -122,131 +169,58 @@ class Searcher:
             fired = view.traces(np.array([memory_id], dtype=np.int64))
         if not found:
             raise MemoryNotFound(f"no memory has id {memory_id}: `list` shows which there are")
-        others = {"id": {"$ne": memory_id}}
-        narrowed = others if where is None else {"$and": [where, others]}
         trace = fired[memory_id] if by == "trace" else None
-        return self._near(Question("", vectors[0], trace), k, narrowed, options)
+        question = Question("", vectors[0], trace, without=memory_id)
+        return self._near(question, k, where, options)
+
+    def by_vector(self, vector: Float32, k: int, where: Where | None, options: Options) -> Hits:
+        """Return the k memories nearest to a unit vector."""
+        check_k(k)
+        return self._near(Question("", vector, None), k, where, options)
 
     def _question(self, text: str, by: By) -> Question:
         with self.view() as view:
             record = view.encoder
         # Outside the transaction: loading a model takes longer than any reader should hold one.
         encoder = self.load_encoder(record)
+        began = time.perf_counter()
         vectors = encoder.vectors([text])
         trace = None if by == "dense" else encoder.traces(vectors)[0]
+        steps = getattr(self._watched, "steps", None)
+        if steps is not None:
+            elapsed = 1e3 * (time.perf_counter() - began)
+            steps.append(Step("encoder", "embed the text", 0, 1, elapsed))
         return Question(text, vectors[0], trace)
 
-    def _near(self, question: Question, k: int, where: Where | None, options: Options) -> Hits:
+    def _near(
+        self,
+        question: Question,
+        k: int,
+        where: Where | None,
+        options: Options,
+        hybrid: bool = False,
+    ) -> Hits:
         fading = check_half_life(options.half_life)
-        with self.view() as view:
+        with self.view(dense=hybrid or question.trace is None) as view:
             steer = None if options.steer is None else view.resolve(options.steer)
-            allowed = view.allowed(where)
-            weights = self._weights(view, options.idf)
-            if question.trace is not None:
-                found = self.neuron_index(view).cosine(question.trace, weights, allowed)
-            else:
-                index = self.indices.dense(view.connection, view.state, view.encoder)
-                if steer is None and fading is None:
-                    found = index.search(question.vector, k, allowed)
-                else:
-                    found = index.scores(question.vector, allowed)
-            nearness = found
-            if steer is not None:
-                steering = self.neuron_index(view).weighted(steer, allowed)
-                found = ranking.added(found, steering)
-            top = best(view.fade(found, fading), k)
-            return self._near_hits(view, top, NearParts(nearness, steer, question.trace, weights))
-
-    def _weights(self, view: View, wanted: bool) -> Float64 | None:
-        if not wanted:
-            return None
-        index = self.neuron_index(view)
-        return idf(index.fires(), len(index))
-
-    def _near_hits(self, view: View, top: Ranked, asked: NearParts) -> Hits:
-        fired = view.traces(top.ids)
-        wanted = [n for n, _ in asked.steer.terms] if asked.steer else []
-        if asked.trace is not None:
-            wanted += asked.trace.neurons.tolist()
-        labels = view.labels(wanted)
-        cosines = dict(asked.nearness.pairs())
-
-        def explain(memory_id: int) -> tuple[dict[str, float], dict[str, str]]:
-            if asked.trace is None:
-                parts = {"dense": cosines[memory_id]}
-                sentences = reasons.side_sentences(parts)
-            else:
-                shares = cosine_parts(asked.trace, fired[memory_id], asked.weights)
-                parts, sentences = reasons.shared_parts(shares, labels)
-            if asked.steer is not None:
-                more, why = reasons.composite_parts(asked.steer, fired[memory_id], labels)
-                for name, share in more.items():
-                    parts[f"steer {name}"] = share
-                    sentences[f"steer {name}"] = why[name]
-            return parts, sentences
-
-        return reasons.build_hits(top, view.rows(top.ids), explain)
+            near = Near(self, view, question, steer, options.idf, fading)
+            if hybrid:
+                return near.fused(k, where, options.weights)
+            return near.hits(k, where)
 
     def _words(self, text: str, k: int, where: Where | None, options: Options) -> Hits:
         fading = check_half_life(options.half_life)
         with self.view() as view:
-            rows = words.search(
+            began = time.perf_counter()
+            found = words.search(
                 view.connection, text, view.compile(where), k if fading is None else None
             )
-            found = as_ranked(rows)
-            scores = dict(rows)
+            view.note_rows("words", "FTS5", len(found), began)
             top = best(view.fade(found, fading), k)
-            sentences = reasons.side_sentences(["words"])
-            return reasons.build_hits(
-                top, view.rows(top.ids), lambda i: ({"words": scores[i]}, sentences)
-            )
-
-    def _hybrid(self, question: Question, k: int, where: Where | None, options: Options) -> Hits:
-        fading = check_half_life(options.half_life)
-        depth = max(FUSION_DEPTH, k)
-        with self.view() as view:
-            sides = self._sides(view, question, where, options, depth)
-            if options.weights is None:
-                parts = ranking.reciprocal_ranks(sides)
-            else:
-                parts = ranking.weighted_sums(sides, options.weights)
-            found = ranking.ranked_sums(parts)
-            top = best(view.fade(found, fading), k)
-            ranks = {
-                name: {i: rank for rank, i in enumerate(side.ids.tolist(), 1)}
-                for name, side in sides.items()
-            }
-
-            def explain(memory_id: int) -> tuple[dict[str, float], dict[str, str]]:
-                shares = parts[memory_id]
-                places = {side: ranks[side][memory_id] for side in shares}
-                return shares, reasons.side_sentences(shares, places)
-
-            return reasons.build_hits(top, view.rows(top.ids), explain)
-
-    def _sides(
-        self, view: View, question: Question, where: Where | None, options: Options, depth: int
-    ) -> dict[str, Ranked]:
-        """Return the best of each side of a hybrid search, in order."""
-        index = self.neuron_index(view)
-        steer = None if options.steer is None else view.resolve(options.steer)
-        allowed = view.allowed(where)
-        if steer is not None and steer.conditions:
-            allowed = np.sort(index.weighted(NeuronQuery((), steer.conditions), allowed).ids)
-        dense = self.indices.dense(view.connection, view.state, view.encoder)
-        sides = {"dense": dense.search(question.vector, depth, allowed)}
-        if question.trace is not None:
-            weights = self._weights(view, options.idf)
-            sides["trace"] = best(index.cosine(question.trace, weights, allowed), depth)
-        if words.terms(question.text):
-            found = as_ranked(words.search(view.connection, question.text, None, None))
-            sides["words"] = best(among(found, allowed), depth)
-        if steer is not None and steer.has_positive:
-            # Without a positive term every memory is a candidate, and ranks would go by id.
-            sides["steer"] = best(index.composite(steer, allowed), depth)
-        if options.weights is None:
-            return sides
-        return {name: side for name, side in sides.items() if options.weights.get(name)}
+            scores = dict(found.pairs())
+            parts = [{"words": scores[i]} for i in top.ids.tolist()]
+            sentence = reasons.side_sentence("words")
+            return reasons.build_hits(top, view.rows(top.ids), parts, lambda _, __: [sentence])
 
 
 @dataclass(frozen=True)
@@ -284,40 +258,7 @@ class Options:
                 raise InvalidQuery(f"the weight of {side} is {weight!r}: use 0 to {MAX_WEIGHT:g}")
 
 
-@dataclass(frozen=True)
-class Question:
-    """What a nearness query is near to. With a trace it goes by traces, else by vectors."""
-
-    text: str
-    vector: Float32
-    trace: Trace | None
-
-
-@dataclass(frozen=True)
-class NearParts:
-    """What a nearness query was made of, for its reasons."""
-
-    nearness: Ranked
-    steer: NeuronQuery | None
-    trace: Trace | None
-    weights: Float64 | None
-
-
 def check_k(k: object) -> None:
     """Raise ``InvalidQuery`` unless ``k`` is a whole number from 1 to a million."""
     if not isinstance(k, int | np.integer) or isinstance(k, bool) or not 1 <= k <= MAX_K:
         raise InvalidQuery(f"k is {k!r}: ask for 1 to {MAX_K:,} hits")
-
-
-def among(found: Ranked, allowed: Int64 | None) -> Ranked:
-    """Return those of the results whose ids are allowed."""
-    if allowed is None:
-        return found
-    kept = np.isin(found.ids, allowed)
-    return Ranked(found.ids[kept], found.scores[kept])
-
-
-def as_ranked(rows: list[tuple[int, float]]) -> Ranked:
-    """Return (id, score) pairs as arrays."""
-    ids = np.array([row[0] for row in rows], dtype=np.int64)
-    return Ranked(ids, np.array([row[1] for row in rows], dtype=np.float64))

@@ -165,7 +165,7 @@ class MemoryStore(Reader):
         care.forget_deleted(database)
         care.write_statistics(database, self._indices)
         care.vacuum(database)
-        self._save_index_or_warn()
+        self._save_index_or_warn(everything=True)
 
     def check(self) -> list[str]:
         """Return what is wrong with the store, a sentence each; an empty list is well."""

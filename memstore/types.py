@@ -6,7 +6,7 @@ stored; scores are float64, and higher is nearer, always.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol, SupportsIndex, overload, runtime_checkable
@@ -137,7 +137,7 @@ class Hit:
 
     ``parts`` names each share of the score and sums to it. ``N15`` is neuron 15; ``dense``,
     ``trace``, ``words`` and ``steer`` are the sides of a text search. ``reasons`` has a sentence
-    a part, in the same order, as ``why()`` prints them.
+    a part, in the same order, as ``why()`` prints them; they are written when asked for.
     """
 
     id: int
@@ -148,7 +148,12 @@ class Hit:
     parts: Mapping[str, float]
     metadata: Mapping[str, Any] = field(default_factory=dict)
     occurred_at: datetime | None = None
-    reasons: tuple[str, ...] = ()
+    explain: Callable[[], tuple[str, ...]] = field(default=tuple, repr=False, compare=False)
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """A sentence a part of the score, in the same order."""
+        return self.explain()
 
     def why(self) -> str:
         """Return the score taken apart, a line a part."""
@@ -215,6 +220,45 @@ class Hits(tuple[Hit, ...]):
         types = {"id": pa.int64(), "score": pa.float64()}
         schema = pa.schema([(name, types.get(name, pa.string())) for name in HIT_COLUMNS])
         return pa.Table.from_pylist(rows, schema=schema)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One part of a query: what it did, what it read, how long it took.
+
+    ``postings`` are entries of neurons' lists, ``rows`` memories whose score was computed.
+    """
+
+    name: str
+    plan: str
+    postings: int
+    rows: int
+    milliseconds: float
+
+    def __str__(self) -> str:
+        read = f"{self.postings:,} postings, " if self.postings else ""
+        return f"{self.name}: {self.plan} ({read}{self.rows:,} rows, {self.milliseconds:.3f} ms)"
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """How a query was answered: its steps, and the hits it gave."""
+
+    steps: tuple[Step, ...]
+    hits: Hits
+    milliseconds: float
+
+    def __str__(self) -> str:
+        lines = [str(step) for step in self.steps]
+        return "\n".join([*lines, f"{len(self.hits)} hits in {self.milliseconds:.3f} ms"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "steps": [vars(step).copy() for step in self.steps],
+            "milliseconds": self.milliseconds,
+            "hits": self.hits.to_dicts(),
+        }
 
 
 HIT_COLUMNS = ["id", "key", "score", "category", "text", "parts", "metadata", "occurred_at"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,24 +13,78 @@ from sqlalchemy import ColumnElement, Connection
 
 from memstore.catalog import memories, neurons, traces
 from memstore.catalog.filters import compile_filter
+from memstore.catalog.memories import StoredRow
 from memstore.catalog.neurons import EncoderRecord, StoreState
 from memstore.core.expression import Expression, NeuronQuery, NeuronRef
 from memstore.core.ranking import Ranked, decay, decayed
 from memstore.errors import UnknownNeuron
+from memstore.index.question import Work
+from memstore.index.selection import Selection
+from memstore.indices import Moment
 from memstore.rows import now
-from memstore.types import Int64, Memory, Trace
+from memstore.types import Int64, Step, Trace
 
 Where = Mapping[str, Any]
 Query = Expression | str | int | Mapping[NeuronRef, float]
+
+#: Filters whose memories are remembered, as long as nobody writes.
+REMEMBERED = 8
+FilterKey = tuple[int, str, str]
+
+
+class Filters:
+    """The selections of the filters asked last, while the store stays as it is."""
+
+    def __init__(self) -> None:
+        self._known: dict[FilterKey, Selection] = {}
+
+    def find(self, moment: Moment, where: Where) -> Selection:
+        """Return the memories that pass a filter."""
+        query = memories.ids_query(moment.connection, compile_filter(where))
+        key = (moment.state.change, query[0], repr(query[1]))
+        found = self._known.pop(key, None)
+        if found is None:
+            found = Selection(memories.run_ids_query(moment.connection, query))
+            self._known = {k: v for k, v in self._known.items() if k[0] == key[0]}
+        self._known[key] = found
+        while len(self._known) > REMEMBERED:
+            self._known.pop(next(iter(self._known)), None)
+        return found
 
 
 @dataclass(frozen=True)
 class View:
     """One state of the store: the transaction a query runs in and what holds throughout it."""
 
-    connection: Connection
-    state: StoreState
-    encoder: EncoderRecord
+    moment: Moment
+    filters: Filters
+    steps: list[Step] | None = None
+    """Where steps are noted while somebody watches (``explain_query``)."""
+
+    def note(self, name: str, work: Work, began: float) -> None:
+        """Note what an index did since ``began`` (``time.perf_counter``)."""
+        if self.steps is not None:
+            elapsed = 1e3 * (time.perf_counter() - began)
+            self.steps.append(Step(name, work.plan, work.postings, work.rows, elapsed))
+
+    def note_rows(self, name: str, plan: str, rows: int, began: float) -> None:
+        """Note a step that read so many rows."""
+        self.note(name, Work(plan, rows=rows), began)
+
+    @property
+    def connection(self) -> Connection:
+        """The read transaction."""
+        return self.moment.connection
+
+    @property
+    def state(self) -> StoreState:
+        """What the transaction shows."""
+        return self.moment.state
+
+    @property
+    def encoder(self) -> EncoderRecord:
+        """The encoder whose traces are served."""
+        return self.moment.encoder
 
     def number(self, name: str) -> int:
         """Return the neuron with this label. Raises ``UnknownNeuron``, with near names."""
@@ -55,11 +110,14 @@ class View:
         """Return a filter as SQL; none where there is none."""
         return None if where is None else compile_filter(where)
 
-    def allowed(self, where: Where | None) -> Int64 | None:
-        """Return the ids that pass a filter, ascending, or None where there is none."""
+    def selected(self, where: Where | None) -> Selection | None:
+        """Return the memories that pass a filter, or None where there is none."""
         if where is None:
             return None
-        return np.array(memories.ids(self.connection, compile_filter(where)), dtype=np.int64)
+        began = time.perf_counter()
+        found = self.filters.find(self.moment, where)
+        self.note_rows("filter", "SQL", len(found), began)
+        return found
 
     def fade(self, found: Ranked, half_life: float | None) -> Ranked:
         """Return the scores faded by age, counted from ``occurred_at``, else ``created_at``."""
@@ -79,6 +137,6 @@ class View:
         found = traces.by_ids(self.connection, self.encoder.id, ids.tolist(), self.encoder.neurons)
         return dict(zip(found.ids.tolist(), found, strict=True))
 
-    def rows(self, ids: Int64) -> dict[int, Memory]:
-        """Return ``{id: memory}``."""
-        return memories.by_ids(self.connection, ids.tolist())
+    def rows(self, ids: Int64) -> dict[int, StoredRow]:
+        """Return ``{id: stored row}``."""
+        return memories.rows_by_ids(self.connection, ids.tolist())

@@ -7,6 +7,7 @@ while a model thinks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal, get_args
@@ -19,7 +20,7 @@ from memstore.catalog import memories, neurons, traces
 from memstore.catalog.engine import Database, Write
 from memstore.catalog.filters import compile_filter
 from memstore.catalog.memories import NewMemory
-from memstore.core.traces import select
+from memstore.core.traces import empty, select
 from memstore.core.vectors import unit_vectors
 from memstore.encoder import Encoder
 from memstore.errors import DuplicateKey, InvalidInput, InvalidVector, MemoryNotFound
@@ -31,6 +32,8 @@ OnDuplicate = Literal["add", "skip"]
 
 #: Memories a transaction: at 250 texts/s a batch is a second of work to lose.
 BATCH = 256
+#: With given vectors, where the same second holds many more.
+BULK = 8_192
 
 
 @dataclass(frozen=True)
@@ -52,16 +55,23 @@ class Encoded:
 
     def only(self, rows: Sequence[int]) -> Encoded:
         """Return those of these rows, which must all be here."""
+        if rows == self.rows:
+            return self
         place = {row: i for i, row in enumerate(self.rows)}
         chosen = np.array([place[row] for row in rows], dtype=np.int64)
         return Encoded(list(rows), self.vectors[chosen], select(self.traces, chosen))
 
 
+Prepared = tuple[Batch, Encoded]
+
+
 class Writer:
     """The mutators of one store. ``written`` counts memories added since it was opened."""
 
-    def __init__(self, database: Database, encoder: Callable[[], Encoder]) -> None:
-        self.database, self.encoder = database, encoder
+    def __init__(
+        self, database: Database, encoder: Callable[[], Encoder], wrote: Callable[[int], None]
+    ) -> None:
+        self.database, self.encoder, self.wrote = database, encoder, wrote
         self.written = 0
 
     def insert_many(
@@ -88,8 +98,9 @@ class Writer:
                     refuse_known_keys(connection, checked, range(total))
         given = None if vectors is None else self._given(vectors, total)
         ids: list[int] = []
-        for batch in batches(checked, given):
-            ids += self._store(batch, on_duplicate == "skip")
+        skip = on_duplicate == "skip"
+        for batch, encoded in ahead(batches(checked, given), lambda b: self._prepare(b, skip)):
+            ids += self._store(batch, skip, encoded)
             if report is not None:
                 report(len(ids), total)
         if given is not None and len(given) != len(ids):
@@ -105,23 +116,37 @@ class Writer:
             rows = len(vectors) if isinstance(vectors, Sequence | np.ndarray) else 0
         return unit_vectors(vectors, rows, self.encoder().dimension)
 
-    def _store(self, batch: Batch, skip: bool) -> list[int]:
+    def _prepare(self, batch: Batch, skip: bool) -> Encoded:
+        """Encode the rows of a batch that are not stored yet, as far as can be told."""
+        if not skip:
+            return self._encode(batch, list(range(len(batch.rows))))
+        with self.database.read() as connection:
+            plan = Plan.of(connection, batch.rows, skip)
+        return self._encode(batch, plan.missing)
+
+    def _store(self, batch: Batch, skip: bool, encoded: Encoded) -> list[int]:
         """Store one batch in one transaction; returns one id a row."""
         while True:
-            with self.database.read() as connection:
-                plan = Plan.of(connection, batch.rows, skip)
-            if not plan.missing:
-                return plan.ids({})
-            encoded = self._encode(batch, plan.missing)
+            if skip and not encoded.rows:
+                with self.database.read() as connection:
+                    plan = Plan.of(connection, batch.rows, skip)
+                if not plan.missing:
+                    return plan.ids({})
             with self.database.write() as tx:
                 # Again, now that nobody else can write: another process may have been faster.
                 plan = Plan.of(tx.connection, batch.rows, skip)
-                if set(plan.missing) <= set(encoded.rows):
-                    return plan.ids(self._add(tx, batch, encoded.only(plan.missing)))
+                fits = set(plan.missing) <= set(encoded.rows)
+                added = self._add(tx, batch, encoded.only(plan.missing)) if fits else {}
+            if fits:
+                self.wrote(len(added))
+                return plan.ids(added)
             # A memory that was there before encoding has been deleted since: once more.
+            encoded = self._prepare(batch, skip)
 
     def _encode(self, batch: Batch, rows: list[int]) -> Encoded:
         encoder = self.encoder()
+        if not rows:
+            return Encoded([], np.empty((0, encoder.dimension), np.float32), empty(encoder.neurons))
         if batch.vectors is None:
             vectors = encoder.vectors([batch.rows[row].text for row in rows])
         else:
@@ -224,7 +249,7 @@ def check_rows(rows: Iterable[Any]) -> Iterator[NewMemory]:
 def batches(rows: Iterable[NewMemory], vectors: Float32 | None) -> Iterator[Batch]:
     """Yield rows by the batch with the vectors that belong to them."""
     source, first = iter(rows), 0
-    while page := list(islice(source, BATCH)):
+    while page := list(islice(source, BATCH if vectors is None else BULK)):
         part = None if vectors is None else vectors[first : first + len(page)]
         if part is not None and len(part) < len(page):
             raise InvalidVector(
@@ -232,6 +257,47 @@ def batches(rows: Iterable[NewMemory], vectors: Float32 | None) -> Iterator[Batc
             )
         yield Batch(first, page, part)
         first += len(page)
+
+
+def ahead(source: Iterable[Batch], prepare: Callable[[Batch], Encoded]) -> Iterator[Prepared]:
+    """Yield batches with what ``prepare`` made of them, the next one in the making meanwhile.
+
+    Encoding and SQLite each leave a core free. An error in the source comes after everything
+    before it was yielded, as if nothing had been done ahead.
+    """
+    batches = Failing(source)
+    batch, following = batches.next(), batches.next()
+    if batch is not None and following is None:
+        yield batch, prepare(batch)  # alone: no thread for a single insert
+    elif batch is not None:
+        with ThreadPoolExecutor(1, thread_name_prefix="memstore-encoder") as pool:
+            made: Future[Encoded] = pool.submit(prepare, batch)
+            while batch is not None:
+                encoded = made.result()
+                if following is not None:
+                    made = pool.submit(prepare, following)
+                yield batch, encoded
+                batch, following = following, batches.next()
+    if batches.failure is not None:
+        raise batches.failure
+
+
+class Failing:
+    """An iterator that ends where its source fails, and keeps the failure for later."""
+
+    def __init__(self, source: Iterable[Batch]) -> None:
+        self._source = iter(source)
+        self.failure: Exception | None = None
+
+    def next(self) -> Batch | None:
+        """Return the next batch, None after the last and from a failure on."""
+        if self.failure is not None:
+            return None
+        try:
+            return next(self._source, None)
+        except Exception as error:  # noqa: BLE001 - raised by who iterates, in its turn
+            self.failure = error
+            return None
 
 
 @dataclass(frozen=True)
@@ -253,16 +319,16 @@ class Plan:
             return cls({}, list(range(len(rows))))
         known, owners = existing(connection, rows), []
         by_key: dict[str, int] = {}
-        by_text: dict[bytes, int] = {}
+        by_text: dict[str, int] = {}
         for number, row in enumerate(rows):
-            owner = by_text.get(row.content_hash) if row.key is None else by_key.get(row.key)
+            owner = by_text.get(row.text) if row.key is None else by_key.get(row.key)
             if owner is None or number in known:
                 owner = number
             owners.append(owner)
             if row.key is not None:
                 by_key.setdefault(row.key, owner)
             if owner == number and number not in known:
-                by_text.setdefault(row.content_hash, number)
+                by_text.setdefault(row.text, number)
         return cls(known, owners)
 
     @property
@@ -278,11 +344,11 @@ class Plan:
 
 def existing(connection: Connection, rows: Sequence[NewMemory]) -> dict[int, int]:
     """Return ``{row: id}`` of the rows that are stored already."""
-    hashes = {number: row.content_hash for number, row in enumerate(rows) if row.key is None}
+    texts = {number: row.text for number, row in enumerate(rows) if row.key is None}
     keys = {number: row.key for number, row in enumerate(rows) if row.key is not None}
-    by_hash = memories.ids_of_hashes(connection, list(hashes.values()))
+    by_text = memories.ids_of_texts(connection, texts.values())
     by_key = memories.ids_of_keys(connection, keys.values())
-    found = {number: by_hash[value] for number, value in hashes.items() if value in by_hash}
+    found = {number: by_text[text] for number, text in texts.items() if text in by_text}
     return found | {number: by_key[value] for number, value in keys.items() if value in by_key}
 
 

@@ -45,7 +45,7 @@ def read_truth(connection: sqlite3.Connection, rows: Mapping[int, Row]) -> None:
         rows[memory_id].created_at = EPOCH + timedelta(microseconds=created)
         rows[memory_id].activations = {}
     for memory_id, blob in connection.execute("SELECT memory_id, vector FROM vector"):
-        rows[memory_id].vector = tuple(value for (value,) in struct.iter_unpack("<f", blob))
+        rows[memory_id].vector = tuple(value for (value,) in struct.iter_unpack("<e", blob))
     found = "SELECT memory_id, neuron, activation FROM activation ORDER BY memory_id, neuron"
     for memory_id, neuron, activation in connection.execute(found):
         rows[memory_id].activations[neuron] = activation
@@ -158,7 +158,9 @@ def word_scores(live: Iterable[Row], rows: Iterable[Row], query: str) -> Marks:
         match = " OR ".join(f'"{term}"' for term in dict.fromkeys(term for (term,) in terms))
         ranked = "SELECT rowid, -bm25(own) FROM own WHERE own MATCH ?"
         found = dict(connection.execute(ranked, (match,)).fetchall())
-    return {row.id: Mark(found[row.id], found[row.id]) for row in rows if row.id in found}
+    # Equal sums may differ in the last bit where other words make them up: FTS5 adds in the order
+    # of the query's words. The same words tie exactly.
+    return {row.id: Mark(found[row.id], row.text.lower()) for row in rows if row.id in found}
 
 
 def steered(rows: Iterable[Row], marks: Marks, asked: Asked) -> Marks:

@@ -6,15 +6,16 @@ import shutil
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from memstore import MemoryStore, layout
 from memstore.core import traces as packed
 from memstore.core.expression import NeuronQuery
-from memstore.index import segments
+from memstore.errors import IndexDamaged
+from memstore.index import dense, native, scan, storing
+from memstore.index.blocks import Block
 from memstore.index.postings import NeuronIndex
-from memstore.types import Traces
 
 
 @pytest.fixture
@@ -45,9 +46,12 @@ def test_a_saved_index_is_used_and_answers_the_same(saved, encoder, monkeypatch)
     path, folder = saved
     read = []
     original = NeuronIndex.apply
-    monkeypatch.setattr(
-        NeuronIndex, "apply", lambda self, *a: (read.append(1), original(self, *a))[1]
-    )
+
+    def apply(self, *arguments):
+        read.append(1)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(NeuronIndex, "apply", apply)
     with_files = answers(path, encoder)
     assert read == []
     shutil.rmtree(folder)
@@ -67,12 +71,12 @@ def test_changes_after_saving_are_replayed(saved, encoder):
     assert answers(path, encoder) == replayed
 
 
-@pytest.mark.parametrize("kind", ["traces", "vectors"])
+@pytest.mark.parametrize("kind", ["manifest", "neurons", "traces", "vectors"])
 def test_damaged_files_are_ignored(saved, encoder, kind):
     """Flipped bytes, truncation, rubbish and nothing at all: the same answers every time."""
     path, folder = saved
     expected = answers(path, encoder)
-    file = folder / f"{kind}.seg"
+    (file,) = folder.glob(f"{kind}-*.idx")
     whole = file.read_bytes()
     random = np.random.default_rng(0)
     for _ in range(25):
@@ -96,8 +100,10 @@ def test_files_of_another_store_or_encoder_are_ignored(saved, encoder, tmp_path)
     expected = answers(other, encoder)
     shutil.copytree(folder, layout.index_folder(other))
     assert answers(other, encoder) == expected
-    read = segments.load(folder, "traces", "another token", encoder.fingerprint, 10**9)
-    assert read is None
+    token = next(folder.glob("manifest-*.idx")).stem.removeprefix("manifest-")
+    stamp = storing.Stamp(token, "another encoder", 10**9)
+    with pytest.raises(IndexDamaged, match="another encoder"):
+        storing.read_manifest(folder, stamp)
 
 
 def test_a_restored_older_store_does_not_believe_newer_files(saved, encoder, tmp_path):
@@ -122,13 +128,21 @@ def test_a_restored_older_store_does_not_believe_newer_files(saved, encoder, tmp
 
 
 def test_closing_after_many_inserts_saves_the_index(path, encoder):
-    """A large import is not replayed by the next process."""
+    """A large import is not replayed by the next process, and nothing is left lying about."""
     with MemoryStore.open(path, encoder=encoder) as store:
         store.insert_many([f"memory {i}" for i in range(2_500)])
-    assert sorted(file.name for file in layout.index_folder(path).iterdir()) == [
-        "traces.seg",
-        "vectors.seg",
-    ]
+    kinds = [file.name.split("-")[0] for file in sorted(layout.index_folder(path).glob("*.idx"))]
+    assert kinds == ["manifest", "traces", "vectors"]
+
+
+@pytest.fixture(params=["C", "numpy"])
+def path_taken(request, monkeypatch):
+    """Both ways of answering: the C kernel and numpy."""
+    if request.param == "numpy":
+        monkeypatch.setattr(native, "load", lambda: None)
+    elif native.load() is None:
+        pytest.skip("no C kernel was built here")
+    return request.param
 
 
 rows = st.dictionaries(st.integers(0, 9), st.sampled_from([0.25, 0.5, 1.0, 1.5]), max_size=4)
@@ -143,27 +157,131 @@ def as_traces(items):
     return packed.from_dense(dense, np.array(ids, dtype=np.int64))
 
 
-@settings(deadline=None, max_examples=150)
-@given(st.lists(st.tuples(st.dictionaries(st.integers(1, 60), rows), st.sets(st.integers(1, 60)))))
-def test_any_history_of_writes_leaves_exactly_the_last_state(history):
-    """Segments built, merged and compacted in any order hold what a plain dict holds."""
-    index, truth = NeuronIndex(10), {}
-    for change, (written, deleted) in enumerate(history, 1):
+HISTORIES = st.lists(
+    st.tuples(
+        st.dictionaries(st.integers(1, 60), rows),
+        st.sets(st.integers(1, 60)),
+        st.sampled_from([None, None, "compact", "compact everything", "late"]),
+    )
+)
+
+
+@settings(
+    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(HISTORIES)
+def test_any_history_of_writes_leaves_exactly_the_last_state(path_taken, history):
+    """Blocks built, merged and compacted in any order hold what a plain dict holds."""
+    index, truth, late = NeuronIndex(10), {}, None
+    for change, (written, deleted, then) in enumerate(history, 1):
         deleted = deleted - set(written)
         for i in deleted:
             truth.pop(i, None)
         truth.update(written)
-        index.apply(sorted(deleted), [as_traces(written)] if written else [], change)
+        index = index.apply(sorted(deleted), [as_traces(written)] if written else [], change)
+        if late is not None:  # a compaction that began before this change and ends after it
+            index, late = index.caught_up(*late), None
+        if then == "late":
+            late = (index, index.compacted())
+        elif then:
+            index = index.compacted(everything=then == "compact everything")
         assert len(index) == len(truth)
-        found = index.composite(NeuronQuery(((3, 1.0), (7, -0.5))))
+        query = NeuronQuery(((3, 1.0), (7, -0.5)))
         expected = {
             i: t.get(3, 0) - 0.5 * t.get(7, 0)
             for i, t in truth.items()
             if 3 in t and t.get(3, 0) - 0.5 * t.get(7, 0) > 0
         }
-        assert dict(found.pairs()) == expected
-    held: Traces = index.compacted().traces
+        assert dict(index.candidates(query).pairs()) == expected
+        order = sorted(expected.items(), key=lambda item: (-item[1], item[0]))[:5]
+        assert index.composite(query, 5).ranked.pairs() == order
+    held = index.traces()
     assert {int(i): t.to_dict() for i, t in zip(held.ids, held, strict=True)} == {
         i: dict(sorted(t.items(), key=lambda item: (-item[1], item[0]))) for i, t in truth.items()
     }
-    assert len(index.segments) <= 2 + len(truth).bit_length()
+
+
+def test_blocks_stay_few_however_memories_come():
+    """One by one: small blocks merge, and compaction leaves one."""
+    index = NeuronIndex(10)
+    for i in range(1, 3_001):
+        index = index.apply([], [as_traces({i: {i % 10: 0.5, (i + 1) % 10: 0.25}})], i)
+    assert len(index.blocks) <= 13
+    assert len(index.compacted(everything=True).blocks) == 1
+
+
+def test_codes_are_bounds_and_checksums_agree():
+    """Code x scale is at least the activation; norms are bounds; C and numpy sum alike."""
+    dice = np.random.default_rng(0)
+    dense = dice.exponential(size=(3_000, 50)) * (dice.random((3_000, 50)) < 0.2)
+    traces = packed.from_dense(dense * 10.0 ** dice.integers(-6, 4, size=(3_000, 1)))
+    block = Block.build(traces)
+    exact = traces.to_dense()
+    for neuron in range(50):
+        rows, bounds = block.runs.run(neuron)
+        assert (bounds >= exact[rows, neuron]).all()
+        assert (np.diff(exact[rows, neuron]) <= 0).all()
+        assert set(rows.tolist()) == set(np.flatnonzero(exact[:, neuron]).tolist())
+    norms = np.sqrt((exact**2).sum(axis=1))
+    assert (block.norm_codes * block.norm_scale <= norms).all()
+
+
+def test_a_block_that_changes_on_disk_is_found_out(saved, encoder, path_taken):
+    """A bit flipped after the file was mapped: the part is checked when it is first read."""
+    path, folder = saved
+    expected = answers(path, encoder)
+    (file,) = folder.glob("traces-*.idx")
+    whole = bytearray(file.read_bytes())
+    for place in range(len(whole) - 8_000, len(whole), 97):
+        damaged = bytearray(whole)
+        damaged[place] ^= 4
+        file.write_bytes(damaged)
+        assert answers(path, encoder) == expected
+
+
+def test_numpy_and_c_write_the_same_checksums(saved):
+    """What numpy summed when it wrote a block, C accepts when it reads every part of it."""
+    if native.load() is None:
+        pytest.skip("no C kernel was built here")
+    _, folder = saved
+    (file,) = folder.glob("traces-*.idx")
+    index = NeuronIndex(10, 1, (storing.load_block(folder, file.name),))
+    index.composite(NeuronQuery(tuple((n, 1.0) for n in range(10))), 1_000)
+    sums = index.blocks[0].sums
+    assert sums.rows_checked.all()
+    assert sums.runs_checked.all()
+    assert scan.sums(index.blocks[0])[1].tolist() == sums.rows.tolist()
+
+
+def test_beyond_the_exact_size_lists_answer_nearly_the_same(path, encoder, monkeypatch):
+    """Codes, refined from the catalog: scores are exact, k hits come back, changes are followed."""
+    monkeypatch.setattr(dense, "EXACT", 1_500)
+    monkeypatch.setattr(dense, "ONE_LIST", 2_000)
+    monkeypatch.setattr(dense, "FEW", 50)
+    vectors = np.random.default_rng(5).normal(size=(4_000, 6))
+    rows = [{"text": f"m {i}", "metadata": {"even": i % 2 == 0}} for i in range(4_000)]
+    with MemoryStore.open(path, encoder=encoder) as store:
+        store.insert_many(rows, vectors=vectors)
+        store.optimize()
+    with MemoryStore.open(path, encoder=encoder) as store:
+        store.delete([1, 2, 3])
+        kept = np.concatenate([page for _, page in store.iter_vectors()]).astype(np.float64)
+        kept /= np.linalg.norm(kept, axis=1, keepdims=True)
+        ids = np.arange(4, 4_001)
+        found = 0
+        for query in vectors[:20] + 0.1:
+            cosines = kept @ (query / np.linalg.norm(query))
+            hits = store.search_vector(query, 10)
+            assert len(hits) == 10
+            for hit in hits:
+                assert hit.score == pytest.approx(cosines[hit.id - 4], abs=1e-6)
+            best = set(ids[np.argsort(-cosines)[:10]].tolist())
+            found += len(best & {hit.id for hit in hits})
+            even = store.search_vector(query, 300, where={"even": True})
+            assert len(even) == 300
+            assert all(hit.id % 2 == 1 for hit in even)
+        assert found > 180
+        explained = store.explain_query(vector=vectors[7], where={"even": True})
+        assert [step.name for step in explained.steps] == ["filter", "dense"]
+        assert "lists" in explained.steps[1].plan
+        assert store.check() == []

@@ -154,7 +154,7 @@ def test_given_vectors_skip_the_embedder(store, encoder):
     expected = encoder.sae.encode(unit.astype(np.float32))
     assert np.array_equal(store.traces().to_dense(), expected.to_dense())
     stored = np.concatenate([page for _, page in store.iter_vectors()])
-    assert np.allclose(stored, unit, atol=1e-6)
+    assert np.allclose(stored, unit, atol=5e-4)  # stored as float16
     assert store.traces().ids.tolist() == ids
 
 

@@ -24,6 +24,7 @@ from memstore.errors import StoreClosed, StoreError, StoreReadOnly
 
 #: FTS5, upserts, RETURNING and json_each with types all exist from here on.
 OLDEST_SQLITE = (3, 35, 0)
+WRITER_CACHE_KIB = 65_536
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Database:
         self._uri = ":memory:" if path is None else file_uri(path, mode)
         self._owner: int | None = os.getpid()
         self.engine = self._engine()
+        self._idle: list[Connection] = []
 
     @property
     def name(self) -> str:
@@ -85,9 +87,13 @@ class Database:
         connection.execute("PRAGMA synchronous = FULL")
         return connection
 
-    @contextmanager
-    def _connection(self) -> Iterator[Connection]:
-        """Lend a connection. Raises ``StoreClosed`` after ``close``, and in a forked child.
+    @property
+    def is_foreign(self) -> bool:
+        """Whether this is a forked child's copy, which must be left alone."""
+        return self._owner not in (None, os.getpid())
+
+    def _require_own(self) -> None:
+        """Raise ``StoreClosed`` after ``close``, and in a forked child.
 
         SQLite's locks do not survive a fork: a child that went on with its parent's connections
         would lose writes that were acknowledged.
@@ -95,15 +101,35 @@ class Database:
         if self._owner != os.getpid():
             reason = "was closed" if self._owner is None else "was opened before a fork"
             raise StoreClosed(f"{self.name} {reason}: open it again")
+
+    @contextmanager
+    def _connection(self) -> Iterator[Connection]:
+        """Lend a connection outside any transaction."""
+        self._require_own()
         with self._turn, translated(self.name), self.engine.connect() as connection:
             yield connection
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """Open a read transaction: all its statements see one and the same state."""
-        with self._connection() as connection:
-            connection.begin()
-            yield connection
+        """Open a read transaction: all its statements see one and the same state.
+
+        Connections are kept for the next reader, and begin and end in the driver: checking one out
+        of a pool and letting SQLAlchemy begin costs several times what a neuron query does.
+        """
+        self._require_own()
+        with self._turn, translated(self.name):
+            connection = self._idle.pop() if self._idle else self._reader()
+            try:
+                driver_of(connection).execute("BEGIN")
+                yield connection
+            finally:
+                # Where even this fails the connection is beyond use, and not kept.
+                connection.rollback()
+                driver_of(connection).rollback()
+                self._idle.append(connection)
+
+    def _reader(self) -> Connection:
+        return self.engine.connect().execution_options(memstore_begin=None)
 
     @contextmanager
     def write(self) -> Iterator[Write]:
@@ -126,6 +152,8 @@ class Database:
             )
         with self._connection() as connection:
             writer = connection.execution_options(memstore_begin="IMMEDIATE")
+            # A bulk insert touches more pages than the 2 MB that SQLite keeps by default.
+            driver_of(connection).execute(f"PRAGMA cache_size = -{WRITER_CACHE_KIB}")
             with writer.begin():
                 yield writer
 
@@ -133,18 +161,29 @@ class Database:
     def driver(self) -> Iterator[sqlite3.Connection]:
         """Lend the driver's connection outside any transaction: pragmas, VACUUM, backup."""
         with self._connection() as connection:
-            raw = connection.connection.driver_connection
-            if not isinstance(raw, sqlite3.Connection):
-                raise StoreError(f"{self.name} is not connected through sqlite3: open it again")
-            yield raw
+            yield driver_of(connection)
 
     def close(self) -> None:
         """Close every connection; SQLite folds the WAL into the file when the last one goes."""
         # A forked child must not touch its parent's connections, not even to close them.
-        self.engine.dispose(close=self._owner in (None, os.getpid()))
+        if not self.is_foreign:
+            while self._idle:
+                self._idle.pop().close()
+            self.engine.dispose()
+        else:
+            self.engine.dispose(close=False)
         self._owner = None
+
+
+def driver_of(connection: Connection) -> sqlite3.Connection:
+    """Return the driver's connection: its statements run within the same transaction."""
+    raw = connection.connection.driver_connection
+    if not isinstance(raw, sqlite3.Connection):
+        raise StoreError("the store is not connected through sqlite3: open it again")
+    return raw
 
 
 def _begin(connection: Connection) -> None:
     kind = connection.get_execution_options().get("memstore_begin", "DEFERRED")
-    connection.exec_driver_sql(f"BEGIN {kind}")
+    if kind is not None:  # None: the reader has begun already
+        connection.exec_driver_sql(f"BEGIN {kind}")

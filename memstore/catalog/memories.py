@@ -7,12 +7,15 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from sqlalchemy import ColumnElement, Connection, Row, func, insert, select, text, update
 
+from memstore.catalog.engine import driver_of
+from memstore.catalog.lists import parameters, places
 from memstore.catalog.schema import category, deletion, memory
-from memstore.types import Memory
+from memstore.types import Int64, Memory
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
@@ -27,8 +30,6 @@ COLUMNS = (
     memory.c.created_at,
     memory.c.updated_at,
 )
-#: Blobs cannot travel as JSON; older SQLite allows 999 parameters a statement.
-PARAMETERS = 900
 JOINED = memory.outerjoin(category, memory.c.category_id == category.c.id)
 
 
@@ -43,14 +44,15 @@ class NewMemory:
     occurred_at: int | None
 
     @property
-    def content_hash(self) -> bytes:
-        """SHA-256 of the text."""
+    def content_hash(self) -> int:
+        """The number by which the same text is looked up."""
         return content_hash(self.text)
 
 
-def content_hash(narrative: str) -> bytes:
-    """Return the SHA-256 of a narrative, by which the same text is recognised."""
-    return hashlib.sha256(narrative.encode("utf-8")).digest()
+def content_hash(narrative: str) -> int:
+    """Return 64 bits of the SHA-256 of a narrative, by which the same text is looked up."""
+    digest = hashlib.sha256(narrative.encode("utf-8")).digest()
+    return int.from_bytes(digest[:8], "little", signed=True)
 
 
 def to_microseconds(moment: datetime) -> int:
@@ -64,15 +66,38 @@ def from_microseconds(value: int) -> datetime:
     return EPOCH + value * MICROSECOND
 
 
-def to_memory(row: Row[*tuple[Any, ...]]) -> Memory:
+class StoredRow(NamedTuple):
+    """A row of ``COLUMNS`` as SQLite gives it."""
+
+    id: int
+    text: str
+    category: str | None
+    key: str | None
+    metadata: str
+    occurred_at: int | None
+    created_at: int
+    updated_at: int
+
+
+def to_metadata(stored: str) -> dict[str, Any]:
+    """Return metadata from its JSON text."""
+    return json.loads(stored) if stored != "{}" else {}
+
+
+def to_time(stored: int | None) -> datetime | None:
+    """Return a time that may be missing."""
+    return None if stored is None else from_microseconds(stored)
+
+
+def to_memory(row: StoredRow | Row[*tuple[Any, ...]]) -> Memory:
     """Return the memory of a row of ``COLUMNS``."""
     return Memory(
         id=row.id,
         text=row.text,
         category=row.category,
         key=row.key,
-        metadata=json.loads(row.metadata),
-        occurred_at=None if row.occurred_at is None else from_microseconds(row.occurred_at),
+        metadata=to_metadata(row.metadata),
+        occurred_at=to_time(row.occurred_at),
         created_at=from_microseconds(row.created_at),
         updated_at=from_microseconds(row.updated_at),
     )
@@ -100,23 +125,24 @@ def add(connection: Connection, rows: Sequence[NewMemory], change: int, now: int
         text("SELECT seq FROM sqlite_sequence WHERE name = 'memory'")
     ).scalar()
     first = (last or 0) + 1
-    connection.execute(
-        insert(memory),
-        [
-            {
-                "id": first + i,
-                "text": row.text,
-                "category_id": categories[row.category],
-                "key": row.key,
-                "metadata": row.metadata,
-                "occurred_at": row.occurred_at,
-                "created_at": now,
-                "updated_at": now,
-                "content_hash": row.content_hash,
-                "changed": change,
-            }
-            for i, row in enumerate(rows)
-        ],
+    driver_of(connection).executemany(
+        "INSERT INTO memory (id, text, category_id, key, metadata, occurred_at, created_at, "
+        "updated_at, content_hash, changed) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            (
+                memory_id,
+                row.text,
+                categories[row.category],
+                row.key,
+                row.metadata,
+                row.occurred_at,
+                now,
+                now,
+                row.content_hash,
+                change,
+            )
+            for memory_id, row in enumerate(rows, first)
+        ),
     )
     return list(range(first, first + len(rows)))
 
@@ -166,13 +192,23 @@ def prune_categories(connection: Connection) -> None:
     )
 
 
+ROWS = (
+    "SELECT memory.id, text, category.name, key, metadata, occurred_at, created_at, updated_at "
+    "FROM memory LEFT JOIN category ON category.id = category_id WHERE memory.id IN "
+)
+
+
+def rows_by_ids(connection: Connection, ids: Sequence[int]) -> dict[int, StoredRow]:
+    """Return the stored rows with these ids, times and metadata undecoded."""
+    if not ids:
+        return {}
+    found = driver_of(connection).execute(ROWS + places(len(ids)), parameters(ids))
+    return {row[0]: StoredRow(*row) for row in found}
+
+
 def by_ids(connection: Connection, ids: Iterable[int]) -> dict[int, Memory]:
     """Return the memories with these ids; missing ones are left out."""
-    wanted = func.json_each(json.dumps(list(ids))).table_valued("value")
-    rows = connection.execute(
-        select(*COLUMNS).select_from(JOINED).where(memory.c.id.in_(select(wanted.c.value)))
-    )
-    return {row.id: to_memory(row) for row in rows}
+    return {i: to_memory(row) for i, row in rows_by_ids(connection, list(ids)).items()}
 
 
 def id_of_key(connection: Connection, key: str) -> int | None:
@@ -189,17 +225,15 @@ def ids_of_keys(connection: Connection, keys: Iterable[str]) -> dict[str, int]:
     return {row.key: row.id for row in rows}
 
 
-def ids_of_hashes(connection: Connection, hashes: Sequence[bytes]) -> dict[bytes, int]:
-    """Return ``{content hash: lowest id}`` of the texts that exist."""
-    found: dict[bytes, int] = {}
-    for start in range(0, len(hashes), PARAMETERS):
-        query = (
-            select(memory.c.content_hash, func.min(memory.c.id))
-            .where(memory.c.content_hash.in_(hashes[start : start + PARAMETERS]))
-            .group_by(memory.c.content_hash)
-        )
-        found.update((row[0], row[1]) for row in connection.execute(query))
-    return found
+def ids_of_texts(connection: Connection, texts: Iterable[str]) -> dict[str, int]:
+    """Return ``{text: lowest id}`` of the texts that exist. Hashes find them, texts decide."""
+    wanted = {text: content_hash(text) for text in texts}
+    rows = driver_of(connection).execute(
+        "SELECT text, id FROM memory WHERE content_hash IN (SELECT value FROM json_each(?)) "
+        "ORDER BY id DESC",
+        (json.dumps(list(wanted.values())),),
+    )
+    return {text: memory_id for text, memory_id in rows if text in wanted}
 
 
 def count(connection: Connection, where: ColumnElement[bool] | None = None) -> int:
@@ -214,6 +248,22 @@ def ids(connection: Connection, where: ColumnElement[bool]) -> list[int]:
     """Return the ids of the memories that pass ``where``, ascending."""
     query = select(memory.c.id).select_from(JOINED).where(where).order_by(memory.c.id)
     return list(connection.execute(query).scalars())
+
+
+def ids_query(connection: Connection, where: ColumnElement[bool]) -> tuple[str, tuple[Any, ...]]:
+    """Return the SQL, with its parameters, of the ids that pass ``where``: what knows a filter."""
+    query = select(memory.c.id).select_from(JOINED).where(where).order_by(memory.c.id)
+    compiled = query.compile(
+        dialect=connection.dialect, compile_kwargs={"render_postcompile": True}
+    )
+    values = compiled.construct_params()
+    return compiled.string, tuple(values[name] for name in compiled.positiontup or ())
+
+
+def run_ids_query(connection: Connection, query: tuple[str, tuple[Any, ...]]) -> Int64:
+    """Return the ids of an ``ids_query``, ascending."""
+    rows = driver_of(connection).execute(*query)
+    return np.fromiter((row[0] for row in rows), np.int64)
 
 
 def page(

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select, text, update
+from sqlalchemy import Connection, insert, select, text, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
+from memstore.catalog.engine import driver_of
+from memstore.catalog.lists import parameters, places
 from memstore.catalog.schema import encoder, neuron, store
 from memstore.errors import StoreNotFound
 from memstore.types import Float64, Int64
@@ -50,22 +51,16 @@ class StoreState:
 
 
 def state(connection: Connection) -> StoreState:
-    """Return the store's identity, change number and encoder."""
-    row = connection.execute(
-        select(
-            store.c.store_id,
-            store.c.change,
-            store.c.log_floor,
-            store.c.index_token,
-            store.c.encoder_id,
-        )
-    ).one()
-    return StoreState(*row)
+    """Return the store's identity, change number and encoder. Every query begins with it."""
+    row = driver_of(connection).execute(
+        "SELECT store_id, change, log_floor, index_token, encoder_id FROM store"
+    )
+    return StoreState(*row.fetchone())
 
 
-def renew_index_token(connection: Connection) -> None:
-    """Disown every index file written so far; the next ones carry the new token."""
-    connection.execute(update(store).values(index_token=uuid.uuid4().hex))
+def set_index_token(connection: Connection, token: str | None) -> None:
+    """Put the index manifest with this token in force, and every other out of it."""
+    connection.execute(update(store).values(index_token=token))
 
 
 def active_encoder(connection: Connection) -> EncoderRecord | None:
@@ -118,15 +113,14 @@ def label(connection: Connection, encoder_id: int, number: int) -> tuple[str | N
 
 def labels(connection: Connection, encoder_id: int, numbers: Sequence[int]) -> dict[int, str]:
     """Return ``{neuron: label}`` of those that have one."""
-    wanted = func.json_each(json.dumps(list(numbers))).table_valued("value")
-    rows = connection.execute(
-        select(neuron.c.neuron, neuron.c.label).where(
-            neuron.c.encoder_id == encoder_id,
-            neuron.c.label.is_not(None),
-            neuron.c.neuron.in_(select(wanted.c.value)),
-        )
+    if not numbers:
+        return {}
+    rows = driver_of(connection).execute(
+        "SELECT neuron, label FROM neuron WHERE encoder_id = ? AND label IS NOT NULL "
+        f"AND neuron IN {places(len(numbers))}",
+        (encoder_id, *parameters(numbers)),
     )
-    return {row[0]: row[1] for row in rows}
+    return dict(rows)
 
 
 def number_of_label(connection: Connection, encoder_id: int, name: str) -> int | None:
@@ -192,7 +186,7 @@ def broken(connection: Connection) -> list[int]:
             SELECT memory.id FROM memory JOIN store JOIN encoder ON encoder.id = store.encoder_id
             LEFT JOIN vector ON vector.memory_id = memory.id AND vector.encoder_id = encoder.id
             LEFT JOIN trace ON trace.memory_id = memory.id AND trace.encoder_id = encoder.id
-            WHERE coalesce(length(vector), -1) != 4 * encoder.dimension
+            WHERE coalesce(length(vector), -1) != 2 * encoder.dimension
                OR coalesce(length(activations), -1) % 2 != 0
                OR coalesce(length(trace.neurons), -1) !=
                   length(activations) / 2 * CASE WHEN encoder.neurons <= 65536 THEN 2 ELSE 4 END

@@ -59,8 +59,8 @@ memory = Table(
     Column("occurred_at", Integer),
     Column("created_at", Integer, nullable=False),
     Column("updated_at", Integer, nullable=False),
-    Column("content_hash", LargeBinary, nullable=False),
     Column("changed", Integer, nullable=False),
+    Column("content_hash", Integer, nullable=False, server_default="0"),
 )
 
 vector = Table(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from itertools import repeat
 
-from sqlalchemy import Connection, delete, func, insert, select
+from sqlalchemy import Connection, delete, select
 
+from memstore.catalog.engine import driver_of
+from memstore.catalog.lists import parameters, places
 from memstore.catalog.schema import deletion, memory, trace, vector
 from memstore.core import traces as packed
-from memstore.core.vectors import pack_vector, unpack_vectors
+from memstore.core.vectors import pack_vectors, unpack_vectors
 from memstore.types import Float32, Traces
 
 #: Rows fetched at a time when a whole store is read: a page of vectors is 12 MB.
@@ -20,19 +22,16 @@ def add(
     connection: Connection, encoder_id: int, ids: Sequence[int], vectors: Float32, traces: Traces
 ) -> None:
     """Store one vector and one trace a memory."""
-    connection.execute(
-        insert(vector),
-        [
-            {"memory_id": i, "encoder_id": encoder_id, "vector": pack_vector(v)}
-            for i, v in zip(ids, vectors, strict=True)
-        ],
+    # Through the driver: SQLAlchemy's dict a row costs more than SQLite does.
+    driver = driver_of(connection)
+    driver.executemany(
+        "INSERT INTO vector (memory_id, encoder_id, vector) VALUES (?, ?, ?)",
+        zip(ids, repeat(encoder_id), pack_vectors(vectors)),
     )
-    connection.execute(
-        insert(trace),
-        [
-            {"memory_id": i, "encoder_id": encoder_id, "neurons": n, "activations": a}
-            for i, (n, a) in zip(ids, packed.pack(traces), strict=True)
-        ],
+    neurons, activations = packed.pack(traces)
+    driver.executemany(
+        "INSERT INTO trace (memory_id, encoder_id, neurons, activations) VALUES (?, ?, ?, ?)",
+        zip(ids, repeat(encoder_id), neurons, activations),
     )
 
 
@@ -42,28 +41,31 @@ def remove(connection: Connection, ids: Sequence[int]) -> None:
         connection.execute(delete(table).where(table.c.memory_id.in_(ids)))
 
 
-def by_ids(connection: Connection, encoder_id: int, ids: Iterable[int], width: int) -> Traces:
+def by_ids(connection: Connection, encoder_id: int, ids: Sequence[int], width: int) -> Traces:
     """Return the traces of these memories, ids ascending; missing ones are left out."""
-    wanted = func.json_each(json.dumps(list(ids))).table_valued("value")
-    rows = connection.execute(
-        select(trace.c.memory_id, trace.c.neurons, trace.c.activations)
-        .where(trace.c.encoder_id == encoder_id, trace.c.memory_id.in_(select(wanted.c.value)))
-        .order_by(trace.c.memory_id)
+    if not ids:
+        return packed.empty(width)
+    rows = driver_of(connection).execute(
+        "SELECT memory_id, neurons, activations FROM trace WHERE encoder_id = ? "
+        f"AND memory_id IN {places(len(ids))} ORDER BY memory_id",
+        (encoder_id, *parameters(ids)),
     )
-    return packed.unpack([tuple(row) for row in rows], width)
+    return packed.unpack(rows.fetchall(), width)
 
 
 def vectors_by_ids(
-    connection: Connection, encoder_id: int, ids: Iterable[int], dimension: int
+    connection: Connection, encoder_id: int, ids: Sequence[int], dimension: int
 ) -> tuple[list[int], Float32]:
     """Return (ids ascending, their vectors); missing ones are left out."""
-    wanted = func.json_each(json.dumps(list(ids))).table_valued("value")
-    rows = connection.execute(
-        select(vector.c.memory_id, vector.c.vector)
-        .where(vector.c.encoder_id == encoder_id, vector.c.memory_id.in_(select(wanted.c.value)))
-        .order_by(vector.c.memory_id)
-    ).all()
-    return [row.memory_id for row in rows], unpack_vectors((r.vector for r in rows), dimension)
+    if not ids:
+        return [], unpack_vectors([], dimension)
+    rows = driver_of(connection).execute(
+        "SELECT memory_id, vector FROM vector WHERE encoder_id = ? "
+        f"AND memory_id IN {places(len(ids))} ORDER BY memory_id",
+        (encoder_id, *parameters(ids)),
+    )
+    found = rows.fetchall()
+    return [row[0] for row in found], unpack_vectors([row[1] for row in found], dimension)
 
 
 def changed_traces(
@@ -109,3 +111,24 @@ def deleted(connection: Connection, since: int) -> list[int]:
     """Return the ids of memories deleted after change ``since``."""
     query = select(deletion.c.memory_id).where(deletion.c.changed > since)
     return list(connection.execute(query).scalars())
+
+
+def count_vectors(connection: Connection) -> int:
+    """Return how many vectors there are: one a memory, and those are quicker to count."""
+    return int(driver_of(connection).execute("SELECT count(*) FROM memory").fetchone()[0])
+
+
+def id_range(connection: Connection) -> tuple[int, int]:
+    """Return the lowest and the highest memory id; (0, 0) where there are none."""
+    row = driver_of(connection).execute("SELECT min(id), max(id) FROM memory").fetchone()
+    return (row[0] or 0, row[1] or 0)
+
+
+def existing(connection: Connection, encoder_id: int, ids: Sequence[int]) -> list[int]:
+    """Return those of these ids that have a vector, ascending."""
+    rows = driver_of(connection).execute(
+        "SELECT memory_id FROM vector WHERE encoder_id = ? "
+        f"AND memory_id IN {places(len(ids))} ORDER BY memory_id",
+        (encoder_id, *parameters(ids)),
+    )
+    return [row[0] for row in rows]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import sqlite3
 from contextlib import closing
 
+import numpy as np
 from sqlalchemy import ColumnElement, Connection, Float, Integer, column, select, table, text
 from sqlalchemy.sql.expression import literal_column
 
 from memstore.catalog.memories import JOINED
 from memstore.catalog.schema import memory
+from memstore.core.ranking import Ranked
 from memstore.errors import InvalidQuery
 
 MAX_WORDS = 1_000
@@ -41,8 +43,8 @@ def match_expression(query: str) -> str:
 
 def search(
     connection: Connection, query: str, where: ColumnElement[bool] | None, k: int | None
-) -> list[tuple[int, float]]:
-    """Return (memory id, score) in order, all matches where ``k`` is None.
+) -> Ranked:
+    """Return ids and scores in order, all matches where ``k`` is None.
 
     The score is FTS5's BM25 with the sign turned, so that higher is nearer.
     """
@@ -56,7 +58,9 @@ def search(
         statement = statement.where(where)
     statement = statement.order_by(score.desc(), memory.c.id).limit(k)
     rows = connection.execute(statement, {"match": match_expression(query)})
-    return [(row[0], row[1]) for row in rows]
+    found = [(row[0], row[1]) for row in rows]
+    ids = np.array([row[0] for row in found], dtype=np.int64)
+    return Ranked(ids, np.array([row[1] for row in found], dtype=np.float64))
 
 
 def compact(connection: Connection) -> None:

@@ -25,14 +25,31 @@ def neuron_dtype(width: int) -> np.dtype[np.unsignedinteger]:
 
 def from_dense(activations: NDArray[np.floating], ids: Int64 | None = None) -> Traces:
     """Return the traces of an (n, width) matrix: values that are > 0 once rounded to float16."""
+    rows, neurons = np.nonzero(activations > 0)
+    return from_entries(rows, neurons, activations[rows, neurons], activations.shape, ids)
+
+
+def from_entries(
+    rows: NDArray[np.integer],
+    neurons: NDArray[np.integer],
+    activations: NDArray[np.floating],
+    shape: tuple[int, ...],
+    ids: Int64 | None = None,
+) -> Traces:
+    """Return the traces of single activations > 0, by row and then neuron, of an (n, width) matrix.
+
+    Those that are 0 once rounded to float16 are left out.
+    """
+    count, width = shape
     rounded = np.minimum(activations, MAX_ACTIVATION).astype(np.float16)
-    rows, neurons = np.nonzero(rounded > 0)
-    count, width = activations.shape
+    if not rounded.all():
+        kept = rounded > 0
+        rows, neurons, rounded = rows[kept], neurons[kept], rounded[kept]
     return Traces(
         ids=np.arange(count, dtype=np.int64) if ids is None else ids,
         indptr=np.searchsorted(rows, np.arange(count + 1)).astype(np.int64),
         neurons=neurons.astype(neuron_dtype(width)),
-        activations=rounded[rows, neurons],
+        activations=rounded,
         width=width,
     )
 
@@ -42,14 +59,18 @@ def empty(width: int) -> Traces:
     return from_dense(np.zeros((0, width)))
 
 
-def pack(traces: Traces) -> list[tuple[bytes, bytes]]:
-    """Return (neurons, activations) blobs, one pair a row, little-endian."""
+def pack(traces: Traces) -> tuple[list[bytes], list[bytes]]:
+    """Return the blobs of neurons and of activations, one a row, little-endian."""
     neurons = traces.neurons.astype(neuron_dtype(traces.width), copy=False)
-    activations = traces.activations.astype("<f2", copy=False)
-    return [
-        (neurons[a:b].tobytes(), activations[a:b].tobytes())
-        for a, b in pairwise(traces.indptr.tolist())
-    ]
+    return (
+        pieces(neurons.tobytes(), traces.indptr * neurons.itemsize),
+        pieces(traces.activations.astype("<f2", copy=False).tobytes(), traces.indptr * 2),
+    )
+
+
+def pieces(data: bytes, edges: Int64) -> list[bytes]:
+    """Return ``data`` cut at its edges."""
+    return [data[a:b] for a, b in pairwise(edges.tolist())]
 
 
 def unpack(rows: Sequence[tuple[int, bytes, bytes]], width: int) -> Traces:

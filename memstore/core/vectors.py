@@ -42,15 +42,16 @@ def refuse_rows(bad: NDArray[np.bool_], complaint: str) -> None:
         raise InvalidVector(f"vector {int(np.argmax(bad))} {complaint}")
 
 
-def pack_vector(vector: Float32) -> bytes:
-    """Return the stored form: little-endian float32."""
-    return np.ascontiguousarray(vector, dtype="<f4").tobytes()
+def pack_vectors(vectors: Float32) -> list[bytes]:
+    """Return the stored forms of (n, d) vectors: little-endian float16."""
+    halves = np.ascontiguousarray(vectors, dtype="<f2")
+    return [row.tobytes() for row in halves]
 
 
 def unpack_vectors(blobs: Iterable[bytes], dimension: int) -> Float32:
     """Return (n, dimension) float32 from stored blobs."""
     rows = list(blobs)
-    if any(len(row) != 4 * dimension for row in rows):
+    if any(len(row) != 2 * dimension for row in rows):
         raise StoreDamaged("a stored vector is broken: run `memstore check --repair`")
-    flat = np.frombuffer(b"".join(rows), dtype="<f4")
-    return flat.reshape(-1, dimension).astype(np.float32, copy=False)
+    flat = np.frombuffer(b"".join(rows), dtype="<f2")
+    return flat.reshape(-1, dimension).astype(np.float32)

@@ -1,138 +1,297 @@
-"""Exact cosine search through FAISS.
+"""Cosine search through FAISS: exact while that is fast, then product-quantised codes.
 
-A flat index: every vector is looked at, so the answer is exact at any size. FAISS sums in float32
-and cuts ties by chance; the candidates near the edge are therefore scored again in float64 and
-ordered like every other answer.
+Up to ``EXACT`` vectors every one is looked at. Beyond, vectors are 4-bit product codes (Jégou et
+al., "Product quantization for nearest neighbor search", TPAMI 2011; scanned in registers as by
+André et al., "Cache locality is not enough", VLDB 2015), all in one list, and past ``ONE_LIST`` in
+lists around centroids of which a search reads the nearest. The best candidates are scored again,
+exactly, from the vectors of the catalog. So the index takes about 56 bytes a vector, and what it
+answers are true cosines: only which memories are looked at is approximate (docs/benchmarks.md has
+the recall).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from memstore.core.ranking import NOTHING, Ranked, best
+from memstore.index.question import Work
+from memstore.index.selection import Selection
 from memstore.types import Float32, Int64
 
 #: More than float32 rounding can move a dot product of two unit vectors of a few thousand numbers.
 MARGIN = 1e-4
-#: Below this many allowed vectors, scoring them directly beats a scan past all the others.
-FEW = 2_000
+#: A flat scan of so many vectors of 384 dimensions takes about half a millisecond.
+EXACT = 20_000
+#: Up to so many that pass a filter are fetched and scored, all of them.
+FEW = 1_000
+#: Candidates scored again: this many, or so many a hit.
+REFINED, REFINED_A_HIT = 128, 8
+#: Up to so many vectors one list is read whole: at 100,000 lists would save nothing.
+ONE_LIST = 300_000
+#: Training: vectors a list, rounds of k-means, vectors for the product quantiser.
+POINTS, ROUNDS, CODEBOOK = 40, 6, 20_000
+#: Dimensions that share a 4-bit code.
+DIMENSIONS_A_CODE = 4
+#: The share of lists that a search reads, and the one where few pass a filter.
+READ, READ_NARROW, NARROW = 0.3, 0.6, 0.05
+#: Grown by this factor since training, the lists no longer fit.
+OUTGROWN = 4
+
+Mask = NDArray[np.bool_]
+
+
+class Source(Protocol):
+    """Where the vectors are, whatever of them an index keeps."""
+
+    def count(self) -> int:
+        """Return how many vectors there are."""
+
+    def fetch(self, ids: Int64) -> Float32:
+        """Return the vectors of these memories, (n, d) float32, in the order of ``ids``."""
+
+    def sample(self, count: int) -> Float32:
+        """Return about so many vectors from all over, or all where there are fewer."""
 
 
 class DenseIndex:
     """All vectors of one store under one encoder, brought up to date by ``apply``.
 
     Not safe for threads by itself (nor is FAISS while it grows): its owner lets them take turns.
+    ``trained_for`` is how many vectors its lists were made for, 0 while it is exact.
     """
 
-    def __init__(self, dimension: int) -> None:
+    def __init__(self, dimension: int, lists: Any = None, trained_for: int = 0) -> None:
         import faiss  # 0.1 s to import, and neuron queries never need it
 
         # Typed as Any: its annotations are those of the C++ side, which its Python wrapper changes.
         self.faiss: Any = faiss
-        self.dimension = dimension
+        self.dimension, self.trained_for = dimension, trained_for
         self.change = 0
         self.ids: Int64 = np.empty(0, dtype=np.int64)
-        self.alive: NDArray[np.bool_] = np.empty(0, dtype=bool)
-        self.flat = self.faiss.IndexFlatIP(dimension)
+        self.alive: Mask = np.empty(0, dtype=bool)
+        self.vectors: Any = lists if trained_for else self._flat()
+
+    def _flat(self) -> Any:
+        # Vectors are stored as float16 (docs/storage.md), so this keeps exactly what is stored.
+        kind = self.faiss.ScalarQuantizer.QT_fp16
+        return self.faiss.IndexScalarQuantizer(
+            self.dimension, kind, self.faiss.METRIC_INNER_PRODUCT
+        )
+
+    @classmethod
+    def for_source(cls, dimension: int, source: Source) -> DenseIndex:
+        """Return an empty index fit for all that is in the source: exact, or trained on it."""
+        total = source.count()
+        if total <= EXACT:
+            return cls(dimension)
+        count = list_count(total)
+        sample = source.sample(max(CODEBOOK, count * POINTS))
+        return cls(dimension, train(sample, count), total)
 
     @classmethod
     def from_arrays(
-        cls, dimension: int, change: int, arrays: Mapping[str, NDArray[Any]]
+        cls, dimension: int, change: int, arrays: Mapping[str, NDArray[Any]], trained_for: int
     ) -> DenseIndex:
         """Return the index of arrays that ``to_arrays`` once gave."""
         index = cls(dimension)
-        index.apply([], [(arrays["ids"].tolist(), arrays["vectors"])], change)
+        if trained_for:
+            index.vectors = index.faiss.deserialize_index(np.array(arrays["lists"]))
+            index.trained_for = trained_for
+        elif len(arrays["vectors"]):
+            index.vectors.add(arrays["vectors"].astype(np.float32))
+        index.ids = arrays["ids"].astype(np.int64)
+        alive = np.unpackbits(arrays["alive"], count=len(index.ids), bitorder="little")
+        index.alive, index.change = alive.astype(bool), change
         return index
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """Return ids (ascending) and vectors of the live rows, for a file."""
-        rows = np.flatnonzero(self.alive)
-        rows = rows[np.argsort(self.ids[rows], kind="stable")]
-        return {"ids": self.ids[rows], "vectors": self._vectors(rows)}
+        """Return ids, which of them count, and vectors or lists, for a file."""
+        narrow = int(self.ids.max(initial=0)) < 1 << 32
+        arrays = {
+            "ids": self.ids.astype(np.uint32) if narrow else self.ids,
+            "alive": np.packbits(self.alive, bitorder="little"),
+        }
+        if self.trained_for:
+            return arrays | {"lists": self.faiss.serialize_index(self.vectors)}
+        kept = self._kept(np.arange(len(self.ids))).astype(np.float16)
+        return arrays | {"vectors": kept}
 
     def __len__(self) -> int:
         return int(np.count_nonzero(self.alive))
+
+    def outgrown(self, total: int) -> bool:
+        """Return whether an index made anew for so many vectors would be another one."""
+        dead = len(self.ids) - len(self)
+        if not self.trained_for:
+            return total > EXACT or dead > max(len(self), FEW)
+        return total > OUTGROWN * self.trained_for or dead > len(self) or total <= EXACT // 2
 
     def apply(
         self, deleted: Sequence[int], written: Iterable[tuple[Sequence[int], Float32]], change: int
     ) -> None:
         """Take in what changed up to ``change``: deleted ids, and vectors of written memories."""
         self._kill(np.array(deleted, dtype=np.int64))
+        parts = [self.ids]
         for ids, vectors in written:
             fresh = np.array(ids, dtype=np.int64)
             self._kill(fresh)
-            self.flat.add(np.ascontiguousarray(vectors, dtype=np.float32))
-            self.ids = np.concatenate([self.ids, fresh])
-            self.alive = np.concatenate([self.alive, np.ones(len(fresh), dtype=bool)])
-        self._drop_dead()
+            self.vectors.add(np.ascontiguousarray(vectors, dtype=np.float32))
+            parts.append(fresh)
+        self.ids = np.concatenate(parts)
+        born = np.ones(len(self.ids) - len(self.alive), dtype=bool)
+        self.alive = np.concatenate([self.alive, born])
         self.change = change
 
     def _kill(self, ids: Int64) -> None:
-        if len(ids) and len(self.ids):
-            self.alive &= ~np.isin(self.ids, ids)
+        if len(ids) and len(self.alive):
+            known = self.ids[: len(self.alive)]
+            if ids.min() > known.max():
+                return
+            self.alive[np.isin(known, ids)] = False
 
-    def _drop_dead(self) -> None:
-        """Rebuild without dead rows once they are a third of all."""
-        if 3 * len(self) >= 2 * len(self.alive):
-            return
+    def agrees(self, pages: Iterable[tuple[Sequence[int], Float32]]) -> bool:
+        """Return whether this holds exactly these vectors; of lists only their ids are known."""
         rows = np.flatnonzero(self.alive)
-        vectors = self._vectors(rows)
-        self.flat = self.faiss.IndexFlatIP(self.dimension)
-        self.flat.add(vectors)
-        self.ids, self.alive = self.ids[rows], np.ones(len(rows), dtype=bool)
+        rows = rows[np.argsort(self.ids[rows], kind="stable")]
+        at = 0
+        for ids, vectors in pages:
+            mine, at = rows[at : at + len(ids)], at + len(ids)
+            if not np.array_equal(self.ids[mine], np.array(ids, dtype=np.int64)):
+                return False
+            if not self.trained_for and not np.array_equal(self._kept(mine), vectors):
+                return False
+        return at == len(rows)
 
-    def search(self, vector: Float32, k: int, allowed: Int64 | None = None) -> Ranked:
-        """Return the k nearest live memories in order, among ``allowed`` ids where given.
+    # --- queries ---------------------------------------------------------------------------
 
-        Never fewer than k while k exist.
+    def search(
+        self, vector: Float32, k: int, source: Source, selected: Selection | None = None
+    ) -> tuple[Ranked, Work]:
+        """Return the k nearest live memories in order, and how they were found.
+
+        Exact up to ``EXACT`` vectors. Never fewer than k while k exist.
         """
-        rows = self._candidates(vector, k, allowed)
-        return best(self._scored(vector, rows), k) if len(rows) else NOTHING
-
-    def scores(self, vector: Float32, allowed: Int64 | None = None) -> Ranked:
-        """Return the cosine of every live memory, unordered."""
-        return self._scored(vector, np.flatnonzero(self._mask(allowed)))
-
-    def _mask(self, allowed: Int64 | None) -> NDArray[np.bool_]:
-        return self.alive if allowed is None else self.alive & np.isin(self.ids, allowed)
-
-    def _candidates(self, vector: Float32, k: int, allowed: Int64 | None) -> Int64:
-        """Return rows among which the k nearest surely are."""
-        mask = self._mask(allowed)
+        mask = self._mask(selected)
         count = int(np.count_nonzero(mask))
-        if count <= max(k, FEW):
-            return np.flatnonzero(mask)
-        parameters = self._selecting(mask)
+        if not count:
+            return NOTHING, Work("nothing to look at")
+        if count <= max(k, FEW) or (self.trained_for and 2 * k * REFINED_A_HIT >= count):
+            rows = np.flatnonzero(mask)
+            found = self._scored(vector, rows, source)
+            return best(found, k), Work("every vector that passes", rows=len(rows))
+        if not self.trained_for:
+            rows = self._nearest_of_all(vector, k, mask, count)
+            found = self._scored(vector, rows, source)
+            return best(found, k), Work("every vector", rows=count)
+        return self._nearest_of_lists(vector, k, mask, source)
+
+    def scores(self, vector: Float32, source: Source, selected: Selection | None = None) -> Ranked:
+        """Return the cosine of every live memory, unordered; beyond ``EXACT`` of the nearest."""
+        mask = self._mask(selected)
+        if self.trained_for and np.count_nonzero(mask) > EXACT:
+            found, _ = self.search(vector, FEW, source, selected)
+            return found
+        return self._scored(vector, np.flatnonzero(mask), source)
+
+    def cosines(self, vector: Float32, source: Source, ids: Int64) -> Ranked:
+        """Return the cosines of some live memories (ids ascending), unordered."""
+        rows = np.flatnonzero(self.alive & np.isin(self.ids, ids))
+        return self._scored(vector, rows, source)
+
+    def _mask(self, selected: Selection | None) -> Mask:
+        return self.alive if selected is None else self.alive & selected.mask(self.ids)
+
+    def _nearest_of_all(self, vector: Float32, k: int, mask: Mask, count: int) -> Int64:
+        """Return rows among which the k nearest surely are, from a flat scan.
+
+        FAISS sums in float32 and cuts ties by chance, so all near the edge come along.
+        """
+        parameters = self._selecting(mask, self.faiss.SearchParameters)
         wanted = min(count, 2 * k + 16)
         query = vector[None, :]
-        scores, rows = self.flat.search(query, wanted, params=parameters)
+        scores, rows = self.vectors.search(query, wanted, params=parameters)
         edge = float(scores[0, k - 1]) - MARGIN
         if scores[0, -1] < edge or wanted == count:
             return np.asarray(rows[0], dtype=np.int64)
         # More ties than the list holds: take all that reach the edge.
-        _, _, rows = self.flat.range_search(query, edge, params=parameters)
+        _, _, rows = self.vectors.range_search(query, edge, params=parameters)
         return np.asarray(rows, dtype=np.int64)
 
-    def _selecting(self, mask: NDArray[np.bool_]) -> Any:
-        if mask.all():
-            return None
-        bits = np.packbits(mask, bitorder="little")
-        selector = self.faiss.IDSelectorBitmap(bits)
-        return self.faiss.SearchParameters(sel=selector)
+    def _nearest_of_lists(
+        self, vector: Float32, k: int, mask: Mask, source: Source
+    ) -> tuple[Ranked, Work]:
+        lists = int(self.vectors.nlist)
+        wanted = max(REFINED, REFINED_A_HIT * k)
+        share = READ if np.count_nonzero(mask) > NARROW * len(self) else READ_NARROW
+        for probes in (max(1, int(share * lists)), lists):
+            parameters = self._selecting(mask, self.faiss.IVFSearchParameters, nprobe=probes)
+            _, rows = self.vectors.search(vector[None, :], wanted, params=parameters)
+            rows = rows[0][rows[0] >= 0]
+            if len(rows) >= k:
+                found = self._scored(vector, rows, source)
+                return best(found, k), Work(f"{probes} of {lists} lists", rows=len(rows))
+        # Cannot happen while lists hold what the mask names, and is answered all the same.
+        rows = np.flatnonzero(mask)
+        found = self._scored(vector, rows, source)
+        return best(found, k), Work("every vector that passes", rows=len(rows))
 
-    def _scored(self, vector: Float32, rows: Int64) -> Ranked:
+    def _selecting(self, mask: Mask, kind: Any, **more: int) -> Any:
+        if mask.all():
+            return kind(**more) if more else None
+        bits = np.packbits(mask, bitorder="little")
+        return kind(sel=self.faiss.IDSelectorBitmap(bits), **more)
+
+    def _scored(self, vector: Float32, rows: Int64, source: Source) -> Ranked:
         # Each row is summed alone: a matrix product would round by the shape of its blocks, and
         # two equal vectors could come out unequal.
-        vectors, query = self._vectors(rows).astype(np.float64), vector.astype(np.float64)
-        # Unit length holds to float32 only; dividing by the norms keeps a cosine within 1.
+        kept = source.fetch(self.ids[rows]) if self.trained_for else self._kept(rows)
+        vectors, query = kept.astype(np.float64), vector.astype(np.float64)
+        # Unit length holds to float16 only; dividing by the norms keeps a cosine within 1.
         norms = np.sqrt((vectors * vectors).sum(axis=1)) * np.sqrt((query * query).sum())
         return Ranked(self.ids[rows], np.minimum((vectors * query).sum(axis=1) / norms, 1.0))
 
-    def _vectors(self, rows: Int64) -> Float32:
+    def _kept(self, rows: Int64) -> Float32:
+        """Return the vectors that an exact index keeps."""
         if not len(rows):
             return np.empty((0, self.dimension), dtype=np.float32)
-        return np.asarray(self.flat.reconstruct_batch(rows), dtype=np.float32)
+        return np.asarray(self.vectors.reconstruct_batch(rows), dtype=np.float32)
+
+
+def list_count(total: int) -> int:
+    """Return how many lists so many vectors want."""
+    if total <= ONE_LIST:
+        return 1
+    return 256 if total <= 2_000_000 else 1024
+
+
+def train(sample: Float32, count: int) -> Any:
+    """Return empty lists around the centroids of a sample (spherical k-means)."""
+    import faiss
+
+    dimension = sample.shape[1]
+    quantizer: Any = faiss.IndexFlatIP(dimension)
+    if count > 1:
+        options = faiss.ClusteringParameters()
+        options.niter, options.spherical, options.seed = ROUNDS, True, 1
+        options.min_points_per_centroid, options.max_points_per_centroid = 1, POINTS
+        clustering: Any = faiss.Clustering(dimension, count, options)
+        clustering.train(sample, quantizer)
+    codes = dimension // math.gcd(dimension, DIMENSIONS_A_CODE)
+    lists: Any = faiss.IndexIVFPQFastScan(
+        quantizer, dimension, count, codes, 4, faiss.METRIC_INNER_PRODUCT
+    )
+    # Codes of the vectors themselves: tables are made once a query, not once a list.
+    lists.by_residual = False
+    threads = faiss.omp_get_max_threads()
+    try:
+        # Many tiny k-means: two threads on busy cores took a hundred times as long as one.
+        faiss.omp_set_num_threads(1)
+        lists.train(sample[:CODEBOOK])
+    finally:
+        faiss.omp_set_num_threads(threads)
+    return lists

@@ -1,13 +1,12 @@
-"""Exact neuron queries over immutable segments of traces, in numpy.
+"""``NeuronIndex``: all traces of one store under one encoder, and exact queries over them.
 
-A segment holds its traces twice: by memory (CSR, to complete a row) and by neuron (postings, to
-find rows). Scores are float64 sums of weight x stored activation in ascending order of neurons, so
-they equal a plain loop over the stored values bit for bit.
+An index is a value: ``apply`` and ``compacted`` return another one that shares its blocks, so a
+query that holds one is never disturbed, and maintenance may run beside it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -17,282 +16,330 @@ from numpy.typing import NDArray
 
 from memstore.core import traces as packed
 from memstore.core.expression import NeuronQuery
-from memstore.core.ranking import NOTHING, Ranked, join
-from memstore.core.traces import norm_of, weigh
+from memstore.core.ranking import NOTHING, Ranked, best, join
+from memstore.index import native, scan
+from memstore.index.blocks import BLOCK_ROWS, FEW_ROWS, Block, cut_up, merged
+from memstore.index.question import Found, Question, Work
+from memstore.index.selection import Selection
+from memstore.index.summary import Summary
 from memstore.types import Float64, Int64, Trace, Traces
 
-Mask = NDArray[np.bool_]
+#: Small blocks are merged at once up to this size; what takes longer is left to maintenance.
+QUICK_ROWS = 4_096
+#: Uncovered blocks beyond which maintenance is worth its while.
+MANY_BLOCKS = 12
+#: Scoring rows one by one beats a search where fewer than this share pass (benchmarks/filters.py).
+FEW_OF_TRACE, FEW_OF_COMPOSITE = 0.02, 0.003
+#: And always below this many.
+FEW = 2_000
 
 
 @dataclass(frozen=True)
-class Segment:
-    """Traces of some memories, ids ascending, with their postings.
+class NeuronIndex:
+    """Blocks of traces; the first ``summary.blocks`` of them are covered by the summary."""
 
-    Postings of neuron j: ``rows[starts[j]:starts[j + 1]]`` (ascending) and the ``values`` beside
-    them. ``alive`` marks the rows that still count.
-    """
-
-    traces: Traces
-    starts: Int64
-    rows: NDArray[np.uint32]
-    values: NDArray[np.float16]
-    alive: Mask
-
-    @classmethod
-    def build(cls, traces: Traces) -> Segment:
-        """Return the segment of some traces whose ids ascend."""
-        rows = np.repeat(np.arange(len(traces), dtype=np.uint32), np.diff(traces.indptr))
-        by_neuron = np.argsort(traces.neurons, kind="stable")
-        fires = np.bincount(traces.neurons, minlength=traces.width)
-        starts = np.zeros(traces.width + 1, dtype=np.int64)
-        np.cumsum(fires, out=starts[1:])
-        return cls(
-            traces=traces,
-            starts=starts,
-            rows=rows[by_neuron],
-            values=traces.activations[by_neuron],
-            alive=np.ones(len(traces), dtype=bool),
-        )
+    width: int
+    change: int = 0
+    blocks: tuple[Block, ...] = ()
+    summary: Summary | None = None
 
     def __len__(self) -> int:
-        return len(self.traces)
+        return sum(block.live for block in self.blocks)
 
     @property
-    def ids(self) -> Int64:
-        """Memory ids, ascending."""
-        return self.traces.ids
+    def covered(self) -> int:
+        """How many blocks the summary covers."""
+        return 0 if self.summary is None else self.summary.blocks
 
-    @cached_property
-    def live(self) -> int:
-        """How many rows still count."""
-        return int(np.count_nonzero(self.alive))
+    # --- following the catalog -------------------------------------------------------------
 
-    def postings(self, neuron: int) -> tuple[NDArray[np.uint32], Float64]:
-        """Return (rows, activations) of one neuron, dead rows included."""
-        span = slice(int(self.starts[neuron]), int(self.starts[neuron + 1]))
-        return self.rows[span], self.values[span].astype(np.float64)
-
-    def column(self, neuron: int) -> Float64:
-        """Return one neuron's activation in every row, 0 where it is silent."""
-        column = np.zeros(len(self))
-        rows, values = self.postings(neuron)
-        column[rows] = values
-        return column
-
-    def positions(self, ids: Int64) -> Int64:
-        """Return the rows of those of the ids that are here."""
-        if not len(self):
-            return np.empty(0, dtype=np.int64)
-        at = np.minimum(np.searchsorted(self.ids, ids), len(self) - 1)
-        return np.asarray(at[self.ids[at] == ids], dtype=np.int64)
-
-    def mask(self, ids: Int64) -> Mask:
-        """Return which rows have one of the ids."""
-        mask = np.zeros(len(self), dtype=bool)
-        mask[self.positions(ids)] = True
-        return mask
-
-    def without(self, ids: Int64) -> Segment:
-        """Return the segment with these ids dead."""
-        gone = self.positions(ids)
-        if not self.alive[gone].any():
-            return self
-        alive = self.alive.copy()
-        alive[gone] = False
-        return replace(self, alive=alive)
-
-    def living(self) -> Traces:
-        """Return the traces of the rows that still count."""
-        if self.live == len(self):
-            return self.traces
-        return packed.select(self.traces, np.flatnonzero(self.alive))
-
-    def composite(
-        self, query: NeuronQuery, allowed: Int64 | None, min_score: float | None
-    ) -> Ranked:
-        """Return every candidate of a composite with its score, unordered."""
-        scores, passing = self.sums(query), self.meeting(query)
-        if query.has_positive:
-            passing &= self.raised(query)
-            if min_score is not None:
-                passing &= scores > min_score
-        return self._ranked(passing, scores, allowed)
-
-    def weighted(self, query: NeuronQuery, allowed: Int64 | None) -> Ranked:
-        """Return the weighted sum of every live row that meets the conditions, 0 and below too."""
-        return self._ranked(self.meeting(query), self.sums(query), allowed)
-
-    def sums(self, query: NeuronQuery) -> Float64:
-        """Return the weighted sum of every row."""
-        scores = np.zeros(len(self))
-        for neuron, weight in query.terms:
-            rows, values = self.postings(neuron)
-            scores[rows] += weight * values
-        return scores
-
-    def raised(self, query: NeuronQuery) -> Mask:
-        """Return the rows in which at least one positively weighted neuron fires."""
-        raised = np.zeros(len(self), dtype=bool)
-        for neuron, weight in query.terms:
-            if weight > 0:
-                raised[self.postings(neuron)[0]] = True
-        return raised
-
-    def meeting(self, query: NeuronQuery) -> Mask:
-        """Return which rows live and meet every condition."""
-        passing = self.alive.copy()
-        for condition in query.conditions:
-            passing &= condition.holds(self.column(int(condition.neuron)))
-        return passing
-
-    def cosine(self, trace: Trace, weights: Float64 | None, allowed: Int64 | None) -> Ranked:
-        """Return the memories that share a neuron with ``trace`` and the cosine of the two."""
-        products = np.zeros(len(self))
-        for neuron, value in zip(
-            trace.neurons.tolist(), weigh(trace, weights).tolist(), strict=True
-        ):
-            rows, values = self.postings(neuron)
-            products[rows] += value * (values if weights is None else values * weights[neuron])
-        shared = self.alive & (products > 0)
-        norms = self.norms(weights) * norm_of(weigh(trace, weights))
-        scores = np.divide(products, norms, out=np.zeros(len(self)), where=shared)
-        return self._ranked(shared, scores, allowed)
-
-    def norms(self, weights: Float64 | None) -> Float64:
-        """Return the L2 norm of every row, its activations times ``weights`` first."""
-        values = self.traces.activations.astype(np.float64)
-        if weights is not None:
-            values *= weights[self.traces.neurons]
-        rows = np.repeat(np.arange(len(self)), np.diff(self.traces.indptr))
-        return np.sqrt(np.bincount(rows, values * values, minlength=len(self)))
-
-    def _ranked(self, passing: Mask, scores: Float64, allowed: Int64 | None) -> Ranked:
-        if allowed is not None:
-            passing &= self.mask(allowed)
-        rows = np.flatnonzero(passing)
-        return Ranked(self.ids[rows], scores[rows])
-
-
-class NeuronIndex:
-    """The segments of one store under one encoder, brought up to date by ``apply``.
-
-    Not safe for threads by itself: whoever owns it lets them take turns.
-    """
-
-    def __init__(self, width: int) -> None:
-        self.width = width
-        self.change = 0
-        self.segments: tuple[Segment, ...] = ()
-
-    @classmethod
-    def from_arrays(
-        cls, width: int, change: int, arrays: Mapping[str, NDArray[Any]]
-    ) -> NeuronIndex:
-        """Return the index of arrays that ``to_arrays`` once gave."""
-        index = cls(width)
-        traces = Traces(
-            arrays["ids"], arrays["indptr"], arrays["neurons"], arrays["activations"], width
-        )
-        alive = np.ones(len(traces), dtype=bool)
-        segment = Segment(traces, arrays["starts"], arrays["rows"], arrays["values"], alive)
-        index.segments, index.change = (segment,), change
-        return index
-
-    def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """Return the live rows as one compact segment's arrays, for a file."""
-        segment = self.compacted()
-        traces = segment.traces
-        return {
-            "ids": traces.ids,
-            "indptr": traces.indptr,
-            "neurons": traces.neurons,
-            "activations": traces.activations,
-            "starts": segment.starts,
-            "rows": segment.rows,
-            "values": segment.values,
-        }
-
-    def __len__(self) -> int:
-        return sum(segment.live for segment in self.segments)
-
-    def apply(self, deleted: Sequence[int], written: Iterable[Traces], change: int) -> None:
-        """Take in what changed up to ``change``: deleted ids, and traces of written memories."""
+    def apply(self, deleted: Sequence[int], written: Iterable[Traces], change: int) -> NeuronIndex:
+        """Return the index at ``change``: without deleted ids, with traces of written memories."""
         pages = [page for page in written if len(page)]
         fresh = packed.concatenate(pages) if pages else packed.empty(self.width)
         gone = np.concatenate([np.array(deleted, dtype=np.int64), fresh.ids])
+        blocks = list(self.blocks)
         if len(gone):
-            self.segments = tuple(segment.without(gone) for segment in self.segments)
+            gone.sort()
+            blocks = [block.without(gone) for block in blocks]
         if len(fresh):
-            self.segments = grown(self.segments, Segment.build(fresh))
-        self.change = change
+            order = np.argsort(fresh.ids, kind="stable")
+            ascending = np.all(fresh.ids[1:] > fresh.ids[:-1])
+            fresh = fresh if ascending else packed.select(fresh, order)
+            blocks = grown(blocks, self.covered, fresh)
+        return NeuronIndex(self.width, change, tuple(blocks), self.summary)
 
-    def compacted(self) -> Segment:
-        """Return all live rows as one segment."""
-        return merged(self.segments, self.width)
+    @property
+    def wants_compaction(self) -> bool:
+        """Whether small or half-dead blocks have piled up."""
+        loose = [len(block) for block in self.blocks[self.covered :] if len(block) > FEW_ROWS]
+        dead = any(2 * block.live < len(block) for block in self.blocks[: self.covered])
+        return dead or sum(loose) >= 2 * BLOCK_ROWS or len(loose) > MANY_BLOCKS
+
+    def compacted(self, everything: bool = False) -> NeuronIndex:
+        """Return the index with loose and half-dead blocks merged to full, covered ones.
+
+        What is left over stays loose. With ``everything`` each dead row is dropped and all but a
+        remainder too small for runs is covered. About a second of work a million rows merged.
+        """
+        settled = [
+            block
+            for number, block in enumerate(self.blocks)
+            if (
+                block.live == len(block) == BLOCK_ROWS
+                if everything
+                else number < self.covered and 2 * block.live >= len(block)
+            )
+        ]
+        rest = [block for block in self.blocks if block.live and not among(block, settled)]
+        fresh = list(cut_up(merged(rest))) if rest else []
+        loose = [block for block in fresh if block.runs is None]
+        if not everything:
+            loose = [block for block in fresh if len(block) < BLOCK_ROWS]
+        settled += [block for block in fresh if not among(block, loose)]
+        return replace(self, blocks=(*settled, *loose), summary=self._summary_of(settled))
+
+    def _summary_of(self, blocks: Sequence[Block]) -> Summary:
+        known = self.blocks[: self.covered]
+        same = len(known) <= len(blocks) and all(
+            a.starts is b.starts for a, b in zip(known, blocks, strict=False)
+        )
+        if self.summary is not None and same:
+            return self.summary.extended(blocks[len(known) :])
+        return Summary.of(blocks, self.width)
+
+    def caught_up(self, before: NeuronIndex, after: NeuronIndex) -> NeuronIndex:
+        """Return ``after``, which was compacted from ``before``, with what came to self since.
+
+        Blocks that self has beyond those of ``before`` are new; rows that died since die again.
+        """
+        old = {id(block.starts): block for block in before.blocks}
+        fresh = [block for block in self.blocks if id(block.starts) not in old]
+        dead = []
+        for block in self.blocks:
+            was = old.get(id(block.starts))
+            if was is not None and block.alive is not was.alive:
+                dead.append(np.setdiff1d(was.ids[was.living_rows], block.ids[block.living_rows]))
+        still = {id(block.starts) for block in self.blocks}
+        for key, block in old.items():
+            if key not in still:  # merged with newer ones meanwhile: what is left of it is there
+                dead.append(block.ids[block.living_rows])
+        blocks = list(after.blocks)
+        if dead:
+            gone = np.sort(np.concatenate(dead))
+            blocks = [block.without(gone) for block in blocks]
+        return NeuronIndex(self.width, self.change, (*blocks, *fresh), after.summary)
+
+    # --- queries ---------------------------------------------------------------------------
 
     def composite(
-        self, query: NeuronQuery, allowed: Int64 | None = None, min_score: float | None = 0.0
-    ) -> Ranked:
-        """Return every candidate of a composite with its score, unordered.
+        self,
+        query: NeuronQuery,
+        k: int,
+        selected: Selection | None = None,
+        min_score: float | None = 0.0,
+    ) -> Found:
+        """Return the k best candidates of a composite, in order, and how they were found."""
+        question = Question.composite(query, min_score)
+        if not question.needs_positive:
+            return self._in_order(question, k, selected)
+        return self._best(question, k, selected, FEW_OF_COMPOSITE)
 
-        Candidates: live, among ``allowed`` ids where given, every condition met, and at least one
-        positively weighted neuron firing with a score above ``min_score``. A query without a
-        positive term takes every live memory that meets the conditions, whatever its score.
-        """
-        return join([s.composite(query, allowed, min_score) for s in self.segments])
-
-    def weighted(self, query: NeuronQuery, allowed: Int64 | None = None) -> Ranked:
-        """Return the weighted sum of every live memory that meets the conditions, unordered."""
-        return join([s.weighted(query, allowed) for s in self.segments])
-
-    def cosine(
-        self, trace: Trace, weights: Float64 | None = None, allowed: Int64 | None = None
-    ) -> Ranked:
-        """Return the memories that share a neuron with ``trace`` and the cosine of the two."""
+    def nearest(
+        self,
+        trace: Trace,
+        k: int,
+        factors: Float64 | None = None,
+        selected: Selection | None = None,
+    ) -> Found:
+        """Return the k memories of highest cosine to a trace among those that share a neuron."""
         if not len(trace):
-            return NOTHING
-        return join([s.cosine(trace, weights, allowed) for s in self.segments])
+            return Found(NOTHING, Work("nothing fires"))
+        question = Question.cosine(trace, factors)
+        if factors is not None:
+            # Norms kept in blocks are of plain activations.
+            found = self._all(question, selected)
+            work = Work("every row that shares a neuron", rows=len(found))
+            return Found(best(found, k), work)
+        return self._best(question, k, selected, FEW_OF_TRACE)
+
+    def candidates(
+        self, query: NeuronQuery, selected: Selection | None = None, min_score: float | None = 0.0
+    ) -> Ranked:
+        """Return every candidate of a composite with its score, unordered."""
+        return self._all(Question.composite(query, min_score), selected)
+
+    def weighted(self, query: NeuronQuery, selected: Selection | None = None) -> Ranked:
+        """Return the weighted sum of every live memory that meets the conditions, unordered."""
+        return self._all(Question.weighted(query), selected)
+
+    def cosines(
+        self, trace: Trace, factors: Float64 | None = None, selected: Selection | None = None
+    ) -> Ranked:
+        """Return every memory that shares a neuron with a trace and the cosine, unordered."""
+        return self._all(Question.cosine(trace, factors), selected) if len(trace) else NOTHING
 
     def activations(self, neuron: int) -> Ranked:
         """Return (ids, activations) of the live memories for which a neuron fires, unordered."""
-        return self.composite(NeuronQuery(((neuron, 1.0),)))
+        return self.candidates(NeuronQuery(((neuron, 1.0),)))
+
+    # --- plans -----------------------------------------------------------------------------
+
+    def _best(self, question: Question, k: int, selected: Selection | None, share: float) -> Found:
+        """Search all blocks, or score rows one by one where a filter or a bound leaves few."""
+        few = max(FEW, int(share * sum(len(block) for block in self.blocks)))
+        if selected is not None and len(selected) <= few:
+            found = self._rows(question, [selected.rows(block) for block in self.blocks])
+            work = Work("filter first: score its rows", rows=len(selected))
+            return Found(best(found, k), work)
+        driver = self._driver(question, few)
+        if driver is not None:
+            rows = [scan.reached(block, *driver) for block in self.blocks]
+            found = self._rows(question, rows, selected)
+            total = sum(map(len, rows))
+            return Found(best(found, k), Work(f"bound first: rows of N{driver[0]}", rows=total))
+        bitmaps = None if selected is None else [selected.bitmap(b) for b in self.blocks]
+        kernel = native.load()
+        if kernel is None:
+            shares = None
+            ranked, read = scan.search(
+                self.blocks, question, k, bitmaps or [None] * len(self.blocks)
+            )
+        else:
+            pointers = None
+            if bitmaps is not None:
+                pointers = np.array([native.address(b) for b in bitmaps], dtype=np.uint64)
+            ranked, shares, read = kernel.search(
+                self._addresses, self._held_summary, question, self.width, k, pointers
+            )
+        plan = "search" if selected is None else "search, filter as a bitmap"
+        return Found(ranked, Work(plan, *read), shares)
+
+    def _driver(self, question: Question, few: int) -> tuple[int, float] | None:
+        """Return (neuron, bound) of a condition that few rows can meet, if there is one."""
+        if self.summary is None:
+            return None
+        for condition in question.conditions:
+            if condition.op not in (">", ">=") or condition.threshold < 0:
+                continue
+            if condition.op == ">=" and condition.threshold == 0:
+                continue
+            neuron = int(condition.neuron)
+            if self.summary.count_above(neuron, condition.threshold) <= few:
+                return neuron, condition.threshold
+        return None
+
+    def _in_order(self, question: Question, k: int, selected: Selection | None) -> Found:
+        """Answer a question whose highest score is 0: rows by id until k have reached it."""
+        found, read = NOTHING, 0
+        blocks = sorted((b for b in self.blocks if len(b)), key=lambda block: block.first_id)
+        for number, block in enumerate(blocks):
+            rows = None if selected is None else selected.rows(block)
+            found = best(join([found, self._scored(block, question, rows)]), k)
+            read += len(block) if rows is None else len(rows)
+            rest = blocks[number + 1 :]
+            full = len(found) == k and found.scores[-1] == 0
+            if full and rest and int(found.ids[-1]) < rest[0].first_id:
+                break
+        return Found(found, Work("by id, until k have nothing against them", rows=read))
+
+    def _all(self, question: Question, selected: Selection | None) -> Ranked:
+        if selected is not None:
+            return self._rows(question, [selected.rows(block) for block in self.blocks])
+        if not question.needs_positive:
+            return join([self._scored(block, question, None) for block in self.blocks])
+        return self._rows(question, [scan.touched(block, question) for block in self.blocks])
+
+    def _rows(
+        self,
+        question: Question,
+        rows: Sequence[NDArray[np.uint32]],
+        selected: Selection | None = None,
+    ) -> Ranked:
+        parts = [
+            self._scored(block, question, own)
+            for block, own in zip(self.blocks, rows, strict=True)
+            if len(own)
+        ]
+        found = join(parts)
+        if selected is None:
+            return found
+        kept = selected.holds(found.ids)
+        return Ranked(found.ids[kept], found.scores[kept])
+
+    def _scored(self, block: Block, question: Question, rows: NDArray[np.uint32] | None) -> Ranked:
+        kernel = native.load()
+        if kernel is None:
+            chosen = np.arange(len(block)) if rows is None else rows
+            scores, passing = scan.score(block, question, chosen)
+        else:
+            n = len(block) if rows is None else len(rows)
+            held = block.held
+            scores, passing = kernel.score(held, question, self.width, rows, n)
+        ids = block.ids if rows is None else block.ids[rows]
+        return Ranked(ids[passing], scores[passing])
+
+    @cached_property
+    def _addresses(self) -> Any:
+        return native.pointers([block.held for block in self.blocks])
+
+    @cached_property
+    def _held_summary(self) -> native.Held | None:
+        return None if self.summary is None else native.held_summary(self.summary)
+
+    def checked(self) -> NeuronIndex:
+        """Return self once every part of every block was compared with its checksum."""
+        for block in self.blocks:
+            scan.check_rows(block, np.arange(len(block)))
+            if block.runs is not None:
+                for neuron in range(self.width):
+                    scan.check_run(block, block.runs, neuron)
+        return self
+
+    # --- statistics ------------------------------------------------------------------------
 
     def fires(self) -> Int64:
         """Return how many live memories each neuron fires for."""
         total = np.zeros(self.width, dtype=np.int64)
-        for segment in self.segments:
-            total += np.bincount(segment.living().neurons, minlength=self.width)
+        for block in self.blocks:
+            total += block.fires()
         return total
 
     def statistics(self) -> tuple[Int64, Float64, Float64]:
         """Return (fires, mean activation where it fires, largest activation), one a neuron."""
-        traces = self.compacted().traces
-        values = traces.activations.astype(np.float64)
-        fires = np.bincount(traces.neurons, minlength=self.width)
-        sums = np.bincount(traces.neurons, values, minlength=self.width)
-        maxima = np.zeros(self.width)
-        np.maximum.at(maxima, traces.neurons, values)
+        fires, maxima = self.fires(), np.zeros(self.width)
+        sums = np.zeros(self.width)
+        for block in self.blocks:
+            living = block.living()
+            values = living.activations.astype(np.float64)
+            sums += np.bincount(living.neurons, values, minlength=self.width)
+            np.maximum.at(maxima, living.neurons, values)
         return fires, sums / np.maximum(fires, 1), maxima
 
-
-def merged(segments: Sequence[Segment], width: int) -> Segment:
-    """Return one segment of the live rows of several, ids ascending."""
-    if not segments:
-        return Segment.build(packed.empty(width))
-    if len(segments) == 1 and segments[0].live == len(segments[0]):
-        return segments[0]
-    joined = packed.concatenate([segment.living() for segment in segments])
-    return Segment.build(packed.select(joined, np.argsort(joined.ids, kind="stable")))
+    def traces(self) -> Traces:
+        """Return all live traces, ids ascending."""
+        blocks = [block for block in self.blocks if block.live]
+        return merged(blocks) if blocks else packed.empty(self.width)
 
 
-def grown(segments: tuple[Segment, ...], fresh: Segment) -> tuple[Segment, ...]:
-    """Return the segments with a fresh one added, merging neighbours until sizes fall by half.
+def among(block: Block, blocks: Sequence[Block]) -> bool:
+    """Return whether a block is one of these, the very same."""
+    return any(block is other for other in blocks)
 
-    So their number stays logarithmic and each row is copied a logarithmic number of times, whether
-    memories come one by one or in bulk.
+
+def grown(blocks: list[Block], covered: int, fresh: Traces) -> list[Block]:
+    """Return the blocks with fresh traces added behind those that are covered.
+
+    Small neighbours merge until sizes fall by half, so their number stays logarithmic and each row
+    is copied a logarithmic number of times; never beyond ``QUICK_ROWS`` at once.
     """
-    stack = [*(s for s in segments if s.live), fresh]
-    while len(stack) > 1 and stack[-2].live < 2 * len(stack[-1]):
-        last = stack.pop()
-        stack[-1] = merged([stack[-1], last], fresh.traces.width)
-    return tuple(stack)
+    stack = blocks[:covered] + [b for b in blocks[covered:] if b.live]
+    while len(stack) > covered and len(fresh) < QUICK_ROWS:
+        last = stack[-1]
+        if last.runs is not None and (last.live >= 2 * len(fresh) or len(fresh) <= FEW_ROWS):
+            break
+        if last.live + len(fresh) > QUICK_ROWS:
+            break
+        stack.pop()
+        fresh = merged([last, Block.build(fresh, with_runs=False)])
+    return stack + list(cut_up(fresh))

@@ -1,0 +1,801 @@
+/* Exact top-k over blocks of traces.
+ *
+ * Called through ctypes, holds no Python state and no global, so any number of threads may be in
+ * it. The same answers, id for id and bit for bit, come from index/scan.py in numpy; the layout of
+ * a block is docs/index-format.md.
+ *
+ * How a search goes. Activations are never negative, so a term of negative weight can only lower a
+ * score: its run is never read. For the positive terms:
+ *   prime     score the best memories of the strongest terms (the heads) exactly: the k-th of them
+ *             is a threshold nothing below can pass;
+ *   cut       spend a share of that threshold on not reading the weak ends of runs, where most
+ *             postings are: what they could add is known and bounded;
+ *   scatter   per block, add weight x upper bound of the postings left into one float a row;
+ *   complete  a row whose sum plus what was spent could reach the threshold is scored exactly from
+ *             its forward row, in float64 and in ascending order of neurons.
+ * Only completed scores are compared, so bounds decide how long a search takes and never what it
+ * answers.
+ *
+ * Nothing read from a file is trusted: every offset, row and neuron is checked before it is used,
+ * and each run and each chunk of rows is compared with its checksum when it is first read.
+ */
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <float.h>
+
+#define BLOCK_ROWS 65536
+#define CHUNK_ROWS 128
+#define LEVELS 128 /* of a histogram: the upper 7 bits below the sign of a float16 */
+#define PRIMING_TERMS 8
+#define NEVER UINT32_MAX
+
+#if defined(_WIN32)
+#define EXPORT __declspec(dllexport)
+#else
+#define EXPORT __attribute__((visibility("default")))
+#endif
+#if defined(__GNUC__) || defined(__clang__)
+#define PREFETCH(address) __builtin_prefetch(address)
+#else
+#define PREFETCH(address) ((void)(address))
+#endif
+
+enum { NO_MEMORY = -1, DAMAGED = -2 };
+enum { ABOVE, AT_LEAST, BELOW, AT_MOST };
+
+typedef struct {
+    int64_t rows, postings, width;
+    int64_t first_id;          /* memory id of a row: first_id + id_offsets[row] */
+    const void *id_offsets;    /* uint32, or int64 where wide_ids */
+    int64_t wide_ids;
+    const uint32_t *row_starts;   /* rows + 1 */
+    const void *row_neurons;      /* uint16, or uint32 where width > 65536 */
+    const uint16_t *row_values;   /* float16, as stored */
+    const uint8_t *row_norms;     /* x norm_scale <= the L2 norm of the row */
+    double norm_scale;
+    double smallest_norm, mean_norm; /* of the rows in which anything fires */
+    const uint32_t *run_starts;   /* width + 1; NULL: no runs, every row is read */
+    const uint16_t *run_rows;     /* by descending activation, then ascending row */
+    const uint8_t *run_codes;     /* x scale of the neuron >= the activation */
+    const float *scales;          /* width */
+    const uint8_t *alive;         /* one bit a row; NULL: all */
+    const uint64_t *run_sums, *row_sums; /* NULL: built in this process, nothing to check */
+    uint8_t *run_checked, *row_checked;
+} Block;
+
+typedef struct {
+    int64_t blocks, heads;        /* it covers the first `blocks` blocks; heads a neuron */
+    const uint32_t *head_places;  /* (width, heads): block << 16 | row, strongest first */
+    const float *head_bounds;     /* (width, heads): at least their activations */
+    const uint32_t *counts;       /* (width): memories a neuron fires for */
+    const uint16_t *maxima;       /* (width, blocks) float16 */
+    const uint32_t *histogram;    /* (width, LEVELS) */
+} Summary;
+
+typedef struct {
+    int64_t k, width;
+    int64_t terms;
+    const uint32_t *neurons;       /* ascending */
+    const double *weights;
+    int64_t conditions;
+    const uint32_t *bound_neurons;
+    const uint8_t *operators;
+    const double *bounds;
+    int64_t needs_positive;        /* a positively weighted neuron must fire */
+    int64_t has_floor;             /* only scores above it */
+    double floor;
+    int64_t cosine;                /* divide by both norms */
+    double query_norm;
+    const double *factors;         /* (width) on stored activations (IDF), or NULL */
+    const uint8_t *const *allowed; /* a bitmap a block, or NULL */
+    double share;                  /* of the threshold that cutting may spend */
+} Query;
+
+typedef struct {
+    int64_t id;
+    double score;
+    int64_t place; /* block << 16 | row */
+} Hit;
+
+typedef struct {
+    int64_t postings, completed, blocks;
+    int64_t damaged; /* index of the block that failed its checks */
+} Report;
+
+/* Lent by the caller and reused: all zero when a search begins and when it ends. */
+typedef struct {
+    float *sums;       /* (BLOCK_ROWS) */
+    double *weight_of; /* (width), 0 for neurons that are not asked for */
+} Scratch;
+
+#define SEEN_SLOTS 2048
+
+typedef struct {
+    const Query *query;
+    const Scratch *scratch;
+    Hit *heap; /* the worst of the best k on top */
+    int64_t found;
+    Report *report;
+    uint32_t seen[SEEN_SLOTS]; /* places that priming has scored: an open hash table */
+    int64_t positives;
+    uint32_t *counts;  /* postings read of each run of the block at hand */
+    uint32_t *neurons; /* those of positive weight, and the weights divided by the largest */
+    double *weights;
+    double *cutoffs; /* postings whose bound is below are not read */
+    double largest;
+    double spent; /* what unread postings could add to a row, in divided weights */
+    double cut_for; /* the threshold that the cutoffs were made for */
+} Search;
+
+/* Positive float16 to double, exact, subnormals included. */
+static double activation(uint16_t half)
+{
+    uint32_t bits = (uint32_t)half << 13;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return (double)(value * 0x1p112f);
+}
+
+static uint32_t neuron_at(const Block *block, uint32_t place)
+{
+    return block->width > 65536 ? ((const uint32_t *)block->row_neurons)[place]
+                                : ((const uint16_t *)block->row_neurons)[place];
+}
+
+static int64_t id_at(const Block *block, uint32_t row)
+{
+    return block->first_id + (block->wide_ids ? ((const int64_t *)block->id_offsets)[row]
+                                              : (int64_t)((const uint32_t *)block->id_offsets)[row]);
+}
+
+static int bit(const uint8_t *bits, uint32_t row) { return bits[row >> 3] >> (row & 7) & 1; }
+
+/* --- checksums -------------------------------------------------------------------------------
+ * The sum over 8-byte little-endian words, zero-padded, of word x odd multiplier of its place, mod
+ * 2^64: any change to one word changes it, and numpy computes it in one line. */
+
+static uint64_t sum_of(const void *data, size_t size)
+{
+    const uint8_t *bytes = data;
+    uint64_t sum = 0, factor = 0x9E3779B97F4A7C15u;
+    for (; size >= 8; bytes += 8, size -= 8, factor += 2 * 0x9E3779B97F4A7C15u) {
+        uint64_t word;
+        memcpy(&word, bytes, 8);
+        sum += word * factor;
+    }
+    if (size) {
+        uint64_t word = 0;
+        memcpy(&word, bytes, size);
+        sum += word * factor;
+    }
+    return sum;
+}
+
+static uint64_t run_sum(const Block *block, uint32_t neuron)
+{
+    uint32_t start = block->run_starts[neuron], count = block->run_starts[neuron + 1] - start;
+    return sum_of(block->run_rows + start, 2 * (size_t)count)
+           + 31 * sum_of(block->run_codes + start, count);
+}
+
+static uint64_t chunk_sum(const Block *block, int64_t chunk)
+{
+    int64_t first = chunk * CHUNK_ROWS, last = first + CHUNK_ROWS;
+    if (last > block->rows)
+        last = block->rows;
+    uint32_t start = block->row_starts[first], stop = block->row_starts[last];
+    size_t wide = block->width > 65536 ? 4 : 2;
+    return sum_of(block->row_starts + first, 4 * (size_t)(last - first + 1))
+           + 31 * sum_of((const uint8_t *)block->row_neurons + wide * start, wide * (stop - start))
+           + 961 * sum_of(block->row_values + start, 2 * (size_t)(stop - start))
+           + 29791 * sum_of(block->row_norms + first, (size_t)(last - first));
+}
+
+static int run_is_sound(const Block *block, uint32_t neuron)
+{
+    if (!block->run_sums || block->run_checked[neuron])
+        return 1;
+    uint32_t start = block->run_starts[neuron], stop = block->run_starts[neuron + 1];
+    if (start > stop || stop > block->postings || run_sum(block, neuron) != block->run_sums[neuron])
+        return 0;
+    block->run_checked[neuron] = 1;
+    return 1;
+}
+
+static int row_is_sound(const Block *block, int64_t row)
+{
+    if (row >= block->rows)
+        return 0;
+    int64_t chunk = row / CHUNK_ROWS;
+    if (!block->row_sums || block->row_checked[chunk])
+        return 1;
+    int64_t first = chunk * CHUNK_ROWS, last = first + CHUNK_ROWS;
+    if (last > block->rows)
+        last = block->rows;
+    for (int64_t i = first; i < last; i++)
+        if (block->row_starts[i] > block->row_starts[i + 1])
+            return 0;
+    if (block->row_starts[last] > block->postings
+        || chunk_sum(block, chunk) != block->row_sums[chunk])
+        return 0;
+    block->row_checked[chunk] = 1;
+    return 1;
+}
+
+/* --- one row, exactly ------------------------------------------------------------------------ */
+
+static int holds(uint8_t operator, double value, double bound)
+{
+    switch (operator) {
+    case ABOVE: return value > bound;
+    case AT_LEAST: return value >= bound;
+    case BELOW: return value < bound;
+    default: return value <= bound;
+    }
+}
+
+static int meets_conditions(const Block *block, uint32_t start, uint32_t stop, const Query *query)
+{
+    for (int64_t c = 0; c < query->conditions; c++) {
+        double value = 0.0;
+        for (uint32_t place = start; place < stop; place++)
+            if (neuron_at(block, place) == query->bound_neurons[c]) {
+                value = activation(block->row_values[place]);
+                break;
+            }
+        if (!holds(query->operators[c], value, query->bounds[c]))
+            return 0;
+    }
+    return 1;
+}
+
+/* Returns 1 and the score of a candidate, 0 where the row is none, DAMAGED. */
+static int complete(const Block *block, uint32_t row, const Search *search, double *score)
+{
+    const Query *query = search->query;
+    if (!row_is_sound(block, row))
+        return DAMAGED;
+    uint32_t start = block->row_starts[row], stop = block->row_starts[row + 1];
+    double sum = 0.0, squares = 0.0;
+    int raised = 0;
+    for (uint32_t place = start; place < stop; place++) {
+        uint32_t neuron = neuron_at(block, place);
+        if (neuron >= query->width)
+            return DAMAGED;
+        double weight = search->scratch->weight_of[neuron];
+        if (weight == 0.0 && !query->cosine)
+            continue;
+        double value = activation(block->row_values[place]);
+        if (query->factors)
+            value *= query->factors[neuron];
+        squares += value * value;
+        sum += weight * value;
+        raised |= weight > 0;
+    }
+    if (query->needs_positive && !raised)
+        return 0;
+    if (query->cosine)
+        sum /= sqrt(squares) * query->query_norm;
+    if ((query->has_floor && !(sum > query->floor))
+        || !meets_conditions(block, start, stop, query))
+        return 0;
+    *score = sum;
+    return 1;
+}
+
+/* --- the best k: a heap with the worst on top, order score descending, then id ascending ------ */
+
+static int worse(Hit a, Hit b) { return a.score < b.score || (a.score == b.score && a.id > b.id); }
+
+static void sift_down(Hit *heap, int64_t size, int64_t at)
+{
+    Hit moving = heap[at];
+    for (int64_t child; (child = 2 * at + 1) < size; at = child) {
+        if (child + 1 < size && worse(heap[child + 1], heap[child]))
+            child++;
+        if (!worse(heap[child], moving))
+            break;
+        heap[at] = heap[child];
+    }
+    heap[at] = moving;
+}
+
+static void keep(Search *search, Hit hit)
+{
+    Hit *heap = search->heap;
+    if (search->found == search->query->k) {
+        if (worse(heap[0], hit)) {
+            heap[0] = hit;
+            sift_down(heap, search->found, 0);
+        }
+        return;
+    }
+    int64_t at = search->found++;
+    for (int64_t parent; at && worse(hit, heap[parent = (at - 1) / 2]); at = parent)
+        heap[at] = heap[parent];
+    heap[at] = hit;
+}
+
+/* The score that a memory must reach to matter; it may still lose a tie by its id. */
+static double threshold(const Search *search)
+{
+    double floor = search->query->has_floor ? search->query->floor : -INFINITY;
+    if (search->found < search->query->k)
+        return floor;
+    return search->heap[0].score > floor ? search->heap[0].score : floor;
+}
+
+static int passes(const Block *block, int64_t number, uint32_t row, const Query *query)
+{
+    return (!block->alive || bit(block->alive, row))
+           && (!query->allowed || !query->allowed[number] || bit(query->allowed[number], row));
+}
+
+static int consider(Search *search, const Block *block, int64_t number, uint32_t row)
+{
+    if (row >= block->rows)
+        return DAMAGED;
+    if (!passes(block, number, row, search->query))
+        return 0;
+    double score;
+    search->report->completed++;
+    int found = complete(block, row, search, &score);
+    if (found == 1)
+        keep(search, (Hit){id_at(block, row), score, number << 16 | row});
+    return found;
+}
+
+/* --- prime ------------------------------------------------------------------------------------ */
+
+/* Returns whether a place was seen before, and remembers it where `add`. */
+static int seen(Search *search, uint32_t place, int add)
+{
+    uint32_t slot = place * 0x9E3779B1u >> 21;
+    for (; search->seen[slot] != NEVER; slot = (slot + 1) % SEEN_SLOTS)
+        if (search->seen[slot] == place)
+            return 1;
+    if (add)
+        search->seen[slot] = place;
+    return 0;
+}
+
+static double peak(const Summary *summary, uint32_t neuron)
+{
+    uint16_t found = 0;
+    const uint16_t *maxima = summary->maxima + (size_t)neuron * (size_t)summary->blocks;
+    for (int64_t b = 0; b < summary->blocks; b++)
+        found = maxima[b] > found ? maxima[b] : found; /* float16 > 0 order as their bits do */
+    return activation(found);
+}
+
+/* Puts the positive terms that can add most first; returns how many of them to prime with. */
+static int64_t strongest(const Search *search, const Summary *summary, int64_t *chosen)
+{
+    double reach[PRIMING_TERMS];
+    int64_t count = 0;
+    for (int64_t t = 0; t < search->positives; t++) {
+        double own = search->weights[t] * peak(summary, search->neurons[t]);
+        int64_t at = count;
+        while (at && reach[at - 1] < own)
+            at--;
+        if (at == PRIMING_TERMS)
+            continue;
+        if (count < PRIMING_TERMS)
+            count++;
+        for (int64_t i = count - 1; i > at; i--)
+            reach[i] = reach[i - 1], chosen[i] = chosen[i - 1];
+        reach[at] = own, chosen[at] = t;
+    }
+    return count;
+}
+
+/* Heads lie all over the store: fetch the parts of a row before they are needed. */
+static void fetch(const Block *const *blocks, const Summary *summary, uint32_t place, int stage)
+{
+    int64_t number = place >> 16, row = place & 0xFFFF;
+    if (number >= summary->blocks || row >= blocks[number]->rows)
+        return;
+    const Block *block = blocks[number];
+    if (!stage) {
+        PREFETCH(block->row_starts + row);
+        return;
+    }
+    uint32_t start = block->row_starts[row];
+    if (start >= block->postings)
+        return;
+    PREFETCH((const uint8_t *)block->row_neurons + (block->width > 65536 ? 4 : 2) * (size_t)start);
+    PREFETCH(block->row_values + start);
+}
+
+static int prime(Search *search, const Block *const *blocks, const Summary *summary)
+{
+    int64_t chosen[PRIMING_TERMS];
+    int64_t count = strongest(search, summary, chosen);
+    int alone = search->positives == 1 && !search->query->cosine;
+    for (int64_t c = 0; c < count; c++) {
+        uint32_t neuron = search->neurons[chosen[c]];
+        const uint32_t *heads = summary->head_places + (size_t)neuron * (size_t)summary->heads;
+        const float *bounds = summary->head_bounds + (size_t)neuron * (size_t)summary->heads;
+        int64_t n = summary->counts[neuron];
+        n = n < summary->heads ? n : summary->heads;
+        for (int64_t i = 0; i < n; i++) {
+            if (alone && search->largest * bounds[i] < threshold(search))
+                break;
+            if (i + 12 < n)
+                fetch(blocks, summary, heads[i + 12], 0);
+            if (i + 6 < n)
+                fetch(blocks, summary, heads[i + 6], 1);
+            int64_t number = heads[i] >> 16;
+            if (number >= summary->blocks)
+                return DAMAGED;
+            if (seen(search, heads[i], 1))
+                continue;
+            int status = consider(search, blocks[number], number, heads[i] & 0xFFFF);
+            if (status < 0) {
+                search->report->damaged = number;
+                return status;
+            }
+        }
+    }
+    return 0;
+}
+
+/* --- cut -------------------------------------------------------------------------------------- */
+
+/* Sets the cutoffs that pay at this price (postings a unit of score); returns what they spend. */
+static double choose(Search *search, const Summary *summary, double price)
+{
+    double spent = 0.0;
+    for (int64_t t = 0; t < search->positives; t++) {
+        const uint32_t *counts = summary->histogram + (size_t)search->neurons[t] * LEVELS;
+        double unread = 0.0, best = 0.0;
+        search->cutoffs[t] = 0.0;
+        for (int level = 1; level < LEVELS; level++) {
+            if (!counts[level - 1])
+                continue;
+            unread += counts[level - 1];
+            double edge = activation((uint16_t)(level << 8));
+            double gain = unread - price * search->weights[t] * edge;
+            if (gain > best)
+                best = gain, search->cutoffs[t] = edge;
+        }
+        spent += search->weights[t] * search->cutoffs[t];
+    }
+    return spent;
+}
+
+/* Leaves the most postings unread that the budget allows: one price for all terms, by bisection. */
+static void cut(Search *search, const Summary *summary, double budget)
+{
+    double postings = 1.0;
+    search->spent = 0.0;
+    for (int64_t t = 0; t < search->positives; t++)
+        search->cutoffs[t] = 0.0;
+    if (!summary || !(budget > 0))
+        return;
+    for (int64_t t = 0; t < search->positives; t++)
+        postings += summary->counts[search->neurons[t]];
+    double low = postings / budget * 1e-3, high = postings / budget * 1e3;
+    for (int step = 0; step < 9; step++) {
+        double price = sqrt(low * high);
+        if (choose(search, summary, price) <= budget)
+            high = price;
+        else
+            low = price;
+    }
+    search->spent = choose(search, summary, high);
+}
+
+/* --- blocks ----------------------------------------------------------------------------------- */
+
+/* How many postings of a run, from its start, have a bound of at least `cutoff`. */
+static uint32_t prefix(const Block *block, uint32_t neuron, double cutoff)
+{
+    uint32_t start = block->run_starts[neuron], low = start, high = block->run_starts[neuron + 1];
+    double scale = block->scales[neuron];
+    if (cutoff <= 0)
+        return high - start;
+    while (low < high) {
+        uint32_t middle = low + (high - low) / 2;
+        if (block->run_codes[middle] * scale >= cutoff)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low - start;
+}
+
+/* One positive term: its run comes by descending bound, so it can be left at the threshold. */
+static int walk(Search *search, const Block *block, int64_t number)
+{
+    uint32_t neuron = search->neurons[0];
+    double weight = search->largest, scale = block->scales[neuron];
+    if (!run_is_sound(block, neuron))
+        return DAMAGED;
+    uint32_t stop = block->run_starts[neuron + 1];
+    for (uint32_t place = block->run_starts[neuron]; place < stop; place++) {
+        if (weight * (block->run_codes[place] * scale) < threshold(search))
+            break;
+        search->report->postings++;
+        uint32_t row = block->run_rows[place];
+        if (seen(search, (uint32_t)number << 16 | row, 0))
+            continue;
+        int status = consider(search, block, number, row);
+        if (status < 0)
+            return status;
+    }
+    return 0;
+}
+
+/* Sums are float32: this covers the rounding of every addition, and some. */
+static double slack(const Search *search) { return (double)(search->positives + 8) * 0x1p-22; }
+
+/* What a row must reach with the sum of the postings read: `flat`, plus `slope` times the code of
+ * its norm for a cosine. In divided weights; a row with nothing read may be left out where
+ * `untouched` says so. */
+typedef struct {
+    float flat, slope;
+    int untouched;
+} Line;
+
+static Line line(const Search *search, const Block *block)
+{
+    double need = threshold(search) / search->largest, more = 1.0 - slack(search);
+    Line found = {0};
+    if (search->query->cosine) {
+        need *= search->query->query_norm;
+        found.slope = need > 0 ? (float)(need * block->norm_scale * more * more) : 0.0f;
+        found.flat = (float)(-search->spent * (1.0 + 0x1p-22));
+        found.untouched = search->spent > 0 && !(search->spent < need * block->smallest_norm * more);
+        return found;
+    }
+    need -= search->spent;
+    need -= fabs(need) * slack(search);
+    found.flat = need > FLT_MIN ? (float)need * (1.0f - 0x1p-22f) : FLT_MIN;
+    return found;
+}
+
+static int reaches(Line least, float sum, uint8_t norm)
+{
+    return sum >= least.flat + least.slope * norm;
+}
+
+static int settle(Search *search, const Block *block, int64_t number, uint32_t row, Line *least)
+{
+    if (row >= block->rows)
+        return DAMAGED;
+    if (seen(search, (uint32_t)number << 16 | row, 0))
+        return 0;
+    int status = consider(search, block, number, row);
+    if (status == 1)
+        *least = line(search, block);
+    return status;
+}
+
+/* Adds up the bounds of the postings that are read; returns how many those are, or DAMAGED. */
+static int64_t scatter(Search *search, const Block *block)
+{
+    float *sums = search->scratch->sums;
+    int64_t postings = 0;
+    for (int64_t t = 0; t < search->positives; t++) {
+        uint32_t neuron = search->neurons[t];
+        if (!run_is_sound(block, neuron)) {
+            memset(sums, 0, BLOCK_ROWS * sizeof *sums);
+            return DAMAGED;
+        }
+        uint32_t count = prefix(block, neuron, search->cutoffs[t]);
+        const uint16_t *rows = block->run_rows + block->run_starts[neuron];
+        const uint8_t *codes = block->run_codes + block->run_starts[neuron];
+        float unit = (float)(search->weights[t] * block->scales[neuron]) * (1.0f + 0x1p-22f);
+        unit = unit > FLT_MIN ? unit : FLT_MIN;
+        for (uint32_t i = 0; i < count; i++)
+            sums[rows[i]] += unit * codes[i];
+        search->counts[t] = count;
+        postings += count;
+    }
+    return postings;
+}
+
+/* Completes the rows that reach the line by reading the same postings again. */
+static int revisit(Search *search, const Block *block, int64_t number)
+{
+    float *sums = search->scratch->sums;
+    Line least = line(search, block);
+    int status = 0;
+    for (int64_t t = 0; t < search->positives; t++) {
+        const uint16_t *rows = block->run_rows + block->run_starts[search->neurons[t]];
+        for (uint32_t i = 0; i < search->counts[t]; i++) {
+            uint32_t row = rows[i];
+            float sum = sums[row];
+            sums[row] = 0.0f;
+            if (sum > 0.0f && status >= 0 && row < block->rows
+                && reaches(least, sum, block->row_norms[row]))
+                status = settle(search, block, number, row, &least);
+        }
+    }
+    return status;
+}
+
+/* Completes the rows that reach the line by looking at all of them. */
+static int sweep(Search *search, const Block *block, int64_t number)
+{
+    float *sums = search->scratch->sums;
+    const uint8_t *norms = block->row_norms;
+    Line least = line(search, block);
+    int cosine = search->query->cosine != 0, status = 0;
+    for (uint32_t first = 0; first < block->rows && status >= 0; first += 16) {
+        int any = 0;
+        if (first + 16 > block->rows)
+            any = 1;
+        else if (cosine)
+            for (uint32_t i = 0; i < 16; i++)
+                any |= reaches(least, sums[first + i], norms[first + i]);
+        else
+            for (uint32_t i = 0; i < 16; i++)
+                any |= sums[first + i] >= least.flat;
+        for (uint32_t row = first; any && row < first + 16 && row < block->rows; row++)
+            if ((sums[row] > 0.0f || least.untouched) && status >= 0
+                && reaches(least, sums[row], norms[row]))
+                status = settle(search, block, number, row, &least);
+    }
+    memset(sums, 0, BLOCK_ROWS * sizeof *sums);
+    return status;
+}
+
+/* The most that any row of a block could score, in divided weights. */
+static double most(const Search *search, const Block *block, int64_t number, const Summary *summary)
+{
+    double sum = 0.0;
+    for (int64_t t = 0; t < search->positives; t++) {
+        uint32_t neuron = search->neurons[t], start = block->run_starts[neuron];
+        if (summary && number < summary->blocks) {
+            size_t place = (size_t)neuron * (size_t)summary->blocks + (size_t)number;
+            sum += search->weights[t] * activation(summary->maxima[place]);
+        } else if (start < block->run_starts[neuron + 1]) {
+            sum += search->weights[t] * (255.0 * block->scales[neuron]);
+        }
+    }
+    return sum * (1.0 + (double)(search->positives + 8) * 0x1p-50);
+}
+
+static int read_block(Search *search, const Block *block, int64_t number, const Summary *summary)
+{
+    const Query *query = search->query;
+    int status = 0;
+    if (!block->run_starts) {
+        for (uint32_t row = 0; row < block->rows && status >= 0; row++)
+            status = consider(search, block, number, row);
+        return status;
+    }
+    if (!query->cosine && most(search, block, number, summary) < threshold(search) / search->largest)
+        return 0;
+    search->report->blocks++;
+    if (search->positives == 1 && !query->cosine)
+        return walk(search, block, number);
+    double best = threshold(search);
+    if (best > search->cut_for * 1.1) {
+        double scale = query->cosine ? query->query_norm * block->mean_norm : 1.0;
+        cut(search, summary, query->share * best * scale / search->largest);
+        search->cut_for = best;
+    }
+    int64_t postings = scatter(search, block);
+    if (postings < 0)
+        return DAMAGED;
+    search->report->postings += postings;
+    if (postings * 4 < block->rows && !line(search, block).untouched)
+        return revisit(search, block, number);
+    return sweep(search, block, number);
+}
+
+/* --- what ctypes calls ------------------------------------------------------------------------ */
+
+/* Raised with every change to a struct or a function here; index/native.py must say the same. */
+EXPORT int64_t memstore_kernel_version(void) { return 3; }
+
+static int take_terms(Search *search)
+{
+    const Query *query = search->query;
+    size_t n = (size_t)query->terms + 1;
+    search->neurons = malloc(n * sizeof *search->neurons);
+    search->weights = malloc(n * sizeof *search->weights);
+    search->cutoffs = calloc(n, sizeof *search->cutoffs);
+    search->counts = malloc(n * sizeof *search->counts);
+    if (!search->neurons || !search->weights || !search->cutoffs || !search->counts)
+        return NO_MEMORY;
+    for (int64_t t = 0; t < query->terms; t++) {
+        search->scratch->weight_of[query->neurons[t]] = query->weights[t];
+        if (query->weights[t] > search->largest)
+            search->largest = query->weights[t];
+    }
+    for (int64_t t = 0; t < query->terms; t++)
+        if (query->weights[t] > 0) {
+            search->neurons[search->positives] = query->neurons[t];
+            search->weights[search->positives++] = query->weights[t] / search->largest;
+        }
+    return 0;
+}
+
+static void put_back(Search *search)
+{
+    for (int64_t t = 0; t < search->query->terms; t++)
+        search->scratch->weight_of[search->query->neurons[t]] = 0.0;
+    free(search->neurons);
+    free(search->weights);
+    free(search->cutoffs);
+    free(search->counts);
+}
+
+/* Fills in weight x activation of each term for each hit, 0 where the neuron is silent. */
+static void share_out(const Search *search, const Block *const *blocks, double *shares)
+{
+    const Query *query = search->query;
+    for (int64_t i = 0; i < search->found; i++, shares += query->terms) {
+        const Block *block = blocks[search->heap[i].place >> 16];
+        int64_t row = search->heap[i].place & 0xFFFF, t = 0;
+        for (uint32_t place = block->row_starts[row]; place < block->row_starts[row + 1]; place++) {
+            uint32_t neuron = neuron_at(block, place);
+            while (t < query->terms && query->neurons[t] < neuron)
+                t++;
+            if (t < query->terms && query->neurons[t] == neuron)
+                shares[t] = query->weights[t] * activation(block->row_values[place]);
+        }
+    }
+}
+
+/* Finds the k best of blocks; returns how many there are, in order, or NO_MEMORY or DAMAGED.
+ * At least one term must have a positive weight. `hits` has room for k; `shares`, unless NULL, for
+ * k x terms, all zero. */
+EXPORT int64_t memstore_search(const Block *const *blocks, int64_t count, const Summary *summary,
+                               const Query *query, const Scratch *scratch, Hit *hits,
+                               double *shares, Report *report)
+{
+    Search search = {.query = query, .scratch = scratch, .heap = hits, .report = report};
+    memset(search.seen, 0xFF, sizeof search.seen);
+    memset(report, 0, sizeof *report);
+    int status = take_terms(&search);
+    if (status == 0 && summary)
+        status = prime(&search, blocks, summary);
+    for (int64_t number = 0; number < count && status >= 0; number++) {
+        status = read_block(&search, blocks[number], number, summary);
+        if (status == DAMAGED)
+            report->damaged = number;
+    }
+    put_back(&search);
+    if (status < 0)
+        return status;
+    for (int64_t size = search.found; size > 1;) { /* heap sort: the worst goes last */
+        Hit last = hits[0];
+        hits[0] = hits[--size];
+        hits[size] = last;
+        sift_down(hits, size, 0);
+    }
+    if (shares)
+        share_out(&search, blocks, shares);
+    return search.found;
+}
+
+/* Scores rows of one block one by one, all of them where `rows` is NULL: passing[i] says whether
+ * rows[i] is a candidate, scores[i] its score. Returns 0, or DAMAGED. */
+EXPORT int64_t memstore_score(const Block *block, const Query *query, const Scratch *scratch,
+                              const uint32_t *rows, int64_t count, double *scores,
+                              uint8_t *passing)
+{
+    Search search = {.query = query, .scratch = scratch};
+    int status = 0;
+    for (int64_t t = 0; t < query->terms; t++)
+        scratch->weight_of[query->neurons[t]] = query->weights[t];
+    for (int64_t i = 0; i < count && status >= 0; i++) {
+        uint32_t row = rows ? rows[i] : (uint32_t)i;
+        if (rows && i + 8 < count && rows[i + 8] < block->rows)
+            PREFETCH(block->row_starts + rows[i + 8]);
+        status = row >= block->rows ? DAMAGED : 0;
+        if (status == 0 && passes(block, 0, row, query))
+            status = complete(block, row, &search, scores + i);
+        passing[i] = status == 1;
+    }
+    for (int64_t t = 0; t < query->terms; t++)
+        scratch->weight_of[query->neurons[t]] = 0.0;
+    return status < 0 ? status : 0;
+}

@@ -1,0 +1,66 @@
+"""A filter's memories as the engine wants them: rows or a bitmap of each block."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memstore.index.blocks import Block
+from memstore.types import Int64
+
+
+class Selection:
+    """The ids (ascending) that pass a filter at one state of the store.
+
+    Bitmaps are kept, so that a filter asked again costs nothing: blocks are told apart by their
+    arrays, which deletions do not replace.
+    """
+
+    def __init__(self, ids: Int64) -> None:
+        self.ids = ids
+        self._bitmaps: dict[int, tuple[NDArray[np.generic], NDArray[np.uint8]]] = {}
+        self._masks: dict[int, tuple[Int64, NDArray[np.bool_]]] = {}
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def rows(self, block: Block) -> NDArray[np.uint32]:
+        """Return the rows of a block that are selected, ascending."""
+        return block.positions(self.ids).astype(np.uint32)
+
+    def bitmap(self, block: Block) -> NDArray[np.uint8]:
+        """Return one bit a row of a block."""
+        known = self._bitmaps.get(id(block.offsets))
+        if known is not None and known[0] is block.offsets:
+            return known[1]
+        mask = np.zeros(len(block), dtype=bool)
+        mask[block.positions(self.ids)] = True
+        bits = np.packbits(mask, bitorder="little")
+        self._bitmaps[id(block.offsets)] = (block.offsets, bits)
+        return bits
+
+    def holds(self, ids: Int64) -> NDArray[np.bool_]:
+        """Return which of some ids are selected."""
+        if not len(self.ids):
+            return np.zeros(len(ids), dtype=bool)
+        at = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
+        return np.asarray(self.ids[at] == ids, dtype=bool)
+
+    def mask(self, ids: Int64) -> NDArray[np.bool_]:
+        """Return which of some ids are selected, for many ids; kept like bitmaps."""
+        known = self._masks.get(id(ids))
+        if known is not None and known[0] is ids:
+            return known[1]
+        highest = int(max(ids.max(initial=0), self.ids.max(initial=0)))
+        if highest > 8 * (len(ids) + len(self.ids)) + 1_000_000:
+            found = self.holds(ids)
+        else:
+            table = np.zeros(highest + 1, dtype=bool)
+            table[self.ids] = True
+            found = table[ids]
+        self._masks[id(ids)] = (ids, found)
+        return found
+
+    def among(self, ids: Int64) -> Selection:
+        """Return the selection of those that are also among some ids, ascending."""
+        return Selection(ids[self.holds(ids)])

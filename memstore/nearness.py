@@ -1,0 +1,235 @@
+"""Nearness queries: dense, by trace, steered, and all of them fused."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from memstore import reasons
+from memstore.catalog import words
+from memstore.core import ranking
+from memstore.core.expression import NeuronQuery
+from memstore.core.ranking import Ranked, best, join
+from memstore.core.traces import cosine_parts, idf
+from memstore.errors import IndexDamaged
+from memstore.index.selection import Selection
+from memstore.indices import Vectors
+from memstore.types import Float32, Float64, Hits, Trace
+from memstore.view import View, Where
+
+if TYPE_CHECKING:
+    from memstore.index.dense import DenseIndex
+    from memstore.search import Searcher
+
+#: How far down each side of a hybrid search is read.
+FUSION_DEPTH = 100
+#: Where vectors are too many to look at all, a steered search completes so many of either side.
+STEERED = 1_000
+
+
+SILENT = Trace(np.empty(0, dtype=np.int64), np.empty(0))
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a nearness query is near to. With a trace it goes by traces, else by vectors.
+
+    ``without`` is a memory to leave out: the one that was asked about.
+    """
+
+    text: str
+    vector: Float32
+    trace: Trace | None
+    without: int | None = None
+
+
+@dataclass(frozen=True)
+class Near:
+    """One nearness query over one state of the store."""
+
+    searcher: Searcher
+    view: View
+    question: Question
+    steer: NeuronQuery | None
+    idf: bool
+    fading: float | None
+
+    def hits(self, k: int, where: Where | None) -> Hits:
+        """Return the k nearest by vector or by trace, steered and faded."""
+        view, selected = self.view, self.view.selected(where)
+        weights = self._weights()
+        spare = k + (self.question.without is not None)
+        if self.question.trace is not None:
+            nearness = self._by_trace(spare, weights, selected)
+        else:
+            nearness = self._by_vector(spare, selected)
+        nearness = self._without_itself(nearness)
+        found = nearness
+        if self.steer is not None:
+            steer, among = self.steer, Selection(np.sort(nearness.ids))
+            found = ranking.added(
+                nearness, self.searcher.ask(view, lambda i: i.weighted(steer, among))
+            )
+        return self._hits(best(view.fade(found, self.fading), k), nearness, weights)
+
+    def _without_itself(self, found: Ranked) -> Ranked:
+        if self.question.without is None:
+            return found
+        kept = found.ids != self.question.without
+        return Ranked(found.ids[kept], found.scores[kept])
+
+    def _weights(self) -> Float64 | None:
+        if not self.idf:
+            return None
+        return self.searcher.ask(self.view, lambda i: idf(i.fires(), len(i)))
+
+    def _by_trace(self, k: int, weights: Float64 | None, selected: Selection | None) -> Ranked:
+        began = time.perf_counter()
+        trace = self.question.trace or SILENT
+        if self.steer is None and self.fading is None:
+            found = self.searcher.ask(self.view, lambda i: i.nearest(trace, k, weights, selected))
+            self.view.note("trace", found.work, began)
+            return found.ranked
+        everyone = self.searcher.ask(self.view, lambda i: i.cosines(trace, weights, selected))
+        self.view.note_rows("trace", "every row that shares a neuron", len(everyone), began)
+        return everyone
+
+    # --- vectors ---------------------------------------------------------------------------
+
+    def _by_vector(self, k: int, selected: Selection | None) -> Ranked:
+        if self.steer is None and self.fading is None:
+            return self._nearest(k, selected)
+        index, source = self._dense()
+        began = time.perf_counter()
+        if index.trained_for and self.steer is not None:
+            selected = self._meeting(selected)
+        found = index.scores(self.question.vector, source, selected)
+        if index.trained_for and self.steer is not None and self.steer.has_positive:
+            found = join([found, self._steered(index, source, found, selected)])
+        self.view.note_rows("dense", "cosines, to steer or fade", len(found), began)
+        return found
+
+    def _nearest(self, k: int, selected: Selection | None) -> Ranked:
+        began = time.perf_counter()
+        index, source = self._dense()
+        try:
+            found, work = index.search(self.question.vector, k, source, selected)
+        except IndexDamaged:
+            self.searcher.indices.forget()
+            index, source = self._dense()
+            found, work = index.search(self.question.vector, k, source, selected)
+        self.view.note("dense", work, began)
+        return found
+
+    def _dense(self) -> tuple[DenseIndex, Vectors]:
+        source = Vectors(self.view.moment)
+        return self.searcher.indices.dense(self.view.moment, source), source
+
+    def _steered(
+        self, index: DenseIndex, source: Vectors, known: Ranked, selected: Selection | None
+    ) -> Ranked:
+        """Return the cosines of what steer alone would put first and nearness has missed."""
+        steer = self.steer or NeuronQuery(())
+        found = self.searcher.ask(self.view, lambda i: i.composite(steer, STEERED, selected))
+        more = np.setdiff1d(found.ranked.ids, known.ids)
+        return index.cosines(self.question.vector, source, more)
+
+    def _meeting(self, selected: Selection | None) -> Selection | None:
+        """Return those of the selected memories that meet the conditions of steer."""
+        if self.steer is None or not self.steer.conditions:
+            return selected
+        bounds = NeuronQuery((), self.steer.conditions)
+        found = self.searcher.ask(self.view, lambda i: i.weighted(bounds, selected))
+        return Selection(np.sort(found.ids))
+
+    # --- hits ------------------------------------------------------------------------------
+
+    def _hits(self, top: Ranked, nearness: Ranked, weights: Float64 | None) -> Hits:
+        view, trace, steer = self.view, self.question.trace, self.steer
+        fired = view.traces(top.ids) if trace is not None or steer is not None else {}
+        wanted = [neuron for neuron, _ in steer.terms] if steer else []
+        if trace is not None:
+            wanted += trace.neurons.tolist()
+        labels = view.labels(wanted)
+        cosines = dict(nearness.pairs())
+        parts = []
+        for memory_id in top.ids.tolist():
+            if trace is None:
+                own = {"dense": cosines[memory_id]}
+            else:
+                shares = cosine_parts(trace, fired[memory_id], weights)
+                own = reasons.shared_parts(shares)
+            if steer is not None:
+                own |= reasons.composite_parts(steer, fired[memory_id], "steer ")
+            parts.append(own)
+        steering = reasons.composite_sentences(steer or NeuronQuery(()), labels)
+
+        def sentences(_: int, own: reasons.Parts) -> list[str]:
+            return [
+                steering(name, share)
+                if name.startswith("steer ")
+                else reasons.SIDES[name]
+                if name in reasons.SIDES
+                else reasons.shared_sentence(name, labels)
+                for name, share in own.items()
+            ]
+
+        return reasons.build_hits(top, view.rows(top.ids), parts, sentences)
+
+    # --- fusion ----------------------------------------------------------------------------
+
+    def fused(self, k: int, where: Where | None, mixed: Mapping[str, float] | None) -> Hits:
+        """Return the k best of all sides: by reciprocal ranks, or mixed by weights."""
+        sides = self._sides(where, max(FUSION_DEPTH, k), mixed)
+        if mixed is None:
+            shares = ranking.reciprocal_ranks(sides)
+        else:
+            shares = ranking.weighted_sums(sides, mixed)
+        top = best(self.view.fade(ranking.ranked_sums(shares), self.fading), k)
+        ranks = {
+            name: {i: rank for rank, i in enumerate(side.ids.tolist(), 1)}
+            for name, side in sides.items()
+        }
+
+        def sentences(memory_id: int, own: reasons.Parts) -> list[str]:
+            return [reasons.side_sentence(side, ranks[side][memory_id]) for side in own]
+
+        parts = [shares[memory_id] for memory_id in top.ids.tolist()]
+        return reasons.build_hits(top, self.view.rows(top.ids), parts, sentences)
+
+    def _sides(
+        self, where: Where | None, depth: int, mixed: Mapping[str, float] | None
+    ) -> dict[str, Ranked]:
+        """Return the best of each side of a hybrid search, in order."""
+        view, steer = self.view, self.steer
+        selected = self._meeting(view.selected(where))
+        sides = {"dense": self._nearest(depth, selected)}
+        if self.question.trace is not None:
+            plain = Near(self.searcher, view, self.question, None, self.idf, None)
+            sides["trace"] = plain._by_trace(depth, self._weights(), selected)
+        if words.terms(self.question.text):
+            began = time.perf_counter()
+            found = words.search(view.connection, self.question.text, None, None)
+            sides["words"] = best(among(found, selected), depth)
+            view.note_rows("words", "FTS5", len(found), began)
+        if steer is not None and steer.has_positive:
+            # Without a positive term every memory is a candidate, and ranks would go by id.
+            began = time.perf_counter()
+            ranked = self.searcher.ask(view, lambda i: i.composite(steer, depth, selected))
+            view.note("steer", ranked.work, began)
+            sides["steer"] = ranked.ranked
+        if mixed is None:
+            return sides
+        return {name: side for name, side in sides.items() if mixed.get(name)}
+
+
+def among(found: Ranked, selected: Selection | None) -> Ranked:
+    """Return those of the results that are selected."""
+    if selected is None:
+        return found
+    kept = selected.holds(found.ids)
+    return Ranked(found.ids[kept], found.scores[kept])
