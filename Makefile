@@ -5,7 +5,7 @@ DEMO := .venv-demo
 DEV := .venv
 STORE ?= build/demo.db
 
-.PHONY: demo test test-slow check clean
+.PHONY: demo test test-slow check kernel clean
 
 demo: $(DEMO)/installed
 	@start=$$(date +%s); mkdir -p build && $(DEMO)/bin/memstore demo $(STORE) && \
@@ -23,6 +23,10 @@ check: $(DEV)/installed
 	$(DEV)/bin/ruff check .
 	$(DEV)/bin/mypy
 	$(DEV)/bin/python -m pytest -q tests/test_house.py
+
+# After a change to memstore/index/kernel.c; installing the package does the same.
+kernel: $(DEV)/installed
+	MEMSTORE_BUILD_KERNEL=1 $(DEV)/bin/python -m pip install -q --no-deps -e .
 
 # Without torch: what a person gets who only stores and asks.
 $(DEMO)/installed: pyproject.toml constraints.txt

@@ -25,6 +25,8 @@ MAX_NAME = 1_000
 MAX_METADATA = 1_000_000
 #: Python parses JSON by recursion; deeper metadata could be stored and never read again.
 MAX_DEPTH = 100
+#: ``json.dumps`` with options makes an encoder at every call.
+ENCODE = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 FIELDS = ("text", "category", "key", "metadata", "occurred_at")
 
 UNITS = {"s": 1.0, "min": 60.0, "h": 3_600.0, "d": 86_400.0, "w": 604_800.0, "y": 31_557_600.0}
@@ -97,10 +99,12 @@ def check_metadata(metadata: object) -> str:
         raise InvalidMetadata(f"metadata must be a dict, not {type(metadata).__name__}")
     if not all(isinstance(name, str) for name in metadata):
         raise InvalidMetadata("metadata names must be text: JSON has no others")
-    if depth(metadata) > MAX_DEPTH:
+    if any(isinstance(v, Mapping | list | tuple) for v in metadata.values()) and (
+        depth(metadata) > MAX_DEPTH
+    ):
         raise InvalidMetadata(f"metadata is nested deeper than {MAX_DEPTH}: flatten it")
     try:
-        packed = json.dumps(dict(metadata), ensure_ascii=False, allow_nan=False)
+        packed = ENCODE(dict(metadata))
         packed.encode("utf-8")
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidMetadata(f"metadata must be JSON: {error}") from error

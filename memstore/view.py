@@ -29,7 +29,7 @@ Query = Expression | str | int | Mapping[NeuronRef, float]
 
 #: Filters whose memories are remembered, as long as nobody writes.
 REMEMBERED = 8
-FilterKey = tuple[int, str, str]
+FilterKey = tuple[int, str]
 
 
 class Filters:
@@ -40,10 +40,11 @@ class Filters:
 
     def find(self, moment: Moment, where: Where) -> Selection:
         """Return the memories that pass a filter."""
-        query = memories.ids_query(moment.connection, compile_filter(where))
-        key = (moment.state.change, query[0], repr(query[1]))
+        # Filters of equal text are equal: they hold text, numbers and times, nothing else compiles.
+        key = (moment.state.change, repr(where))
         found = self._known.pop(key, None)
         if found is None:
+            query = memories.ids_query(moment.connection, compile_filter(where))
             found = Selection(memories.run_ids_query(moment.connection, query))
             self._known = {k: v for k, v in self._known.items() if k[0] == key[0]}
         self._known[key] = found

@@ -13,15 +13,15 @@ from itertools import islice
 from typing import Any, Literal, get_args
 
 import numpy as np
-from numpy.typing import ArrayLike
-from sqlalchemy import Connection
+from numpy.typing import ArrayLike, NDArray
 
 from memstore.catalog import memories, neurons, traces
 from memstore.catalog.engine import Database, Write
 from memstore.catalog.filters import compile_filter
 from memstore.catalog.memories import NewMemory
 from memstore.core.traces import empty, select
-from memstore.core.vectors import unit_vectors
+from memstore.core.vectors import check_vectors, unit_vectors
+from memstore.duplicates import Plan, refuse_known_keys
 from memstore.encoder import Encoder
 from memstore.errors import DuplicateKey, InvalidInput, InvalidVector, MemoryNotFound
 from memstore.progress import Report
@@ -42,7 +42,7 @@ class Batch:
 
     first: int
     rows: list[NewMemory]
-    vectors: Float32 | None
+    vectors: NDArray[np.floating] | None
 
 
 @dataclass(frozen=True)
@@ -109,12 +109,12 @@ class Writer:
             )
         return ids
 
-    def _given(self, vectors: ArrayLike, total: int | None) -> Float32:
+    def _given(self, vectors: ArrayLike, total: int | None) -> NDArray[np.floating]:
         rows = total
         if rows is None:
             # A stream does not say how many it will be; its vectors do.
             rows = len(vectors) if isinstance(vectors, Sequence | np.ndarray) else 0
-        return unit_vectors(vectors, rows, self.encoder().dimension)
+        return check_vectors(vectors, rows, self.encoder().dimension)
 
     def _prepare(self, batch: Batch, skip: bool) -> Encoded:
         """Encode the rows of a batch that are not stored yet, as far as can be told."""
@@ -150,7 +150,10 @@ class Writer:
         if batch.vectors is None:
             vectors = encoder.vectors([batch.rows[row].text for row in rows])
         else:
-            vectors = batch.vectors[np.array(rows, dtype=np.int64)]
+            chosen = batch.vectors
+            if len(rows) < len(batch.rows):
+                chosen = chosen[np.array(rows, dtype=np.int64)]
+            vectors = unit_vectors(chosen, len(rows), encoder.dimension)
         return Encoded(rows, vectors, encoder.traces(vectors))
 
     def _add(self, tx: Write, batch: Batch, encoded: Encoded) -> dict[int, int]:
@@ -246,7 +249,7 @@ def check_rows(rows: Iterable[Any]) -> Iterator[NewMemory]:
             raise type(error)(f"row {number}: {error}") from error
 
 
-def batches(rows: Iterable[NewMemory], vectors: Float32 | None) -> Iterator[Batch]:
+def batches(rows: Iterable[NewMemory], vectors: NDArray[np.floating] | None) -> Iterator[Batch]:
     """Yield rows by the batch with the vectors that belong to them."""
     source, first = iter(rows), 0
     while page := list(islice(source, BATCH if vectors is None else BULK)):
@@ -298,73 +301,3 @@ class Failing:
         except Exception as error:  # noqa: BLE001 - raised by who iterates, in its turn
             self.failure = error
             return None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Which rows of a batch are to be inserted, and whose id each row gets."""
-
-    known: dict[int, int]
-    """``{row: id}`` of rows that are stored already."""
-    owners: list[int]
-    """For each row the row whose memory it is: itself, or an earlier one that is the same."""
-
-    @classmethod
-    def of(cls, connection: Connection, rows: Sequence[NewMemory], skip: bool) -> Plan:
-        """Return the plan, row by row, as if each had been inserted before the next was looked at.
-
-        A row is the same as a memory with its key; without a key, as one with its text.
-        """
-        if not skip:
-            return cls({}, list(range(len(rows))))
-        known, owners = existing(connection, rows), []
-        by_key: dict[str, int] = {}
-        by_text: dict[str, int] = {}
-        for number, row in enumerate(rows):
-            owner = by_text.get(row.text) if row.key is None else by_key.get(row.key)
-            if owner is None or number in known:
-                owner = number
-            owners.append(owner)
-            if row.key is not None:
-                by_key.setdefault(row.key, owner)
-            if owner == number and number not in known:
-                by_text.setdefault(row.text, number)
-        return cls(known, owners)
-
-    @property
-    def missing(self) -> list[int]:
-        """The rows to insert, ascending."""
-        return [n for n, owner in enumerate(self.owners) if n == owner and n not in self.known]
-
-    def ids(self, added: Mapping[int, int]) -> list[int]:
-        """Return one id a row, ``added`` being those of the rows inserted just now."""
-        found = {**self.known, **added}
-        return [found[owner] for owner in self.owners]
-
-
-def existing(connection: Connection, rows: Sequence[NewMemory]) -> dict[int, int]:
-    """Return ``{row: id}`` of the rows that are stored already."""
-    texts = {number: row.text for number, row in enumerate(rows) if row.key is None}
-    keys = {number: row.key for number, row in enumerate(rows) if row.key is not None}
-    by_text = memories.ids_of_texts(connection, texts.values())
-    by_key = memories.ids_of_keys(connection, keys.values())
-    found = {number: by_text[text] for number, text in texts.items() if text in by_text}
-    return found | {number: by_key[value] for number, value in keys.items() if value in by_key}
-
-
-def refuse_known_keys(
-    connection: Connection, rows: Sequence[NewMemory], numbers: Sequence[int]
-) -> None:
-    """Raise ``DuplicateKey`` for a key that is taken, in the store or earlier in the batch."""
-    keys = [row.key for row in rows if row.key is not None]
-    if not keys:
-        return
-    taken = set(memories.ids_of_keys(connection, keys))
-    for number, row in zip(numbers, rows, strict=True):
-        if row.key in taken:
-            raise DuplicateKey(
-                f"row {number}: another memory has the key {row.key!r}: use upsert(), "
-                "on_duplicate='skip' or another key"
-            )
-        if row.key is not None:
-            taken.add(row.key)

@@ -27,9 +27,9 @@ LEVELS = {
     1: {"core"},
     2: {"catalog", "index", "embed", "sae", "generate", "neurons"},
     3: {
-        "care", "encoder", "files", "indices", "narrative_api", "nearness", "neuron_view",
-        "opening", "reader", "reasons", "rows", "search", "store", "training", "upkeep", "view",
-        "writer",
+        "care", "duplicates", "encoder", "files", "indices", "narrative_api", "nearness",
+        "neuron_view", "opening", "reader", "reasons", "rows", "search", "store", "training",
+        "upkeep", "view", "writer",
     },
     4: {"cli", "web", "mcp", "integrations", "experiments"},
     5: {"__main__"},

@@ -75,7 +75,8 @@ class Block:
 
     Row r has memory id ``first_id + offsets[r]`` and, ascending, the neurons
     ``neurons[starts[r]:starts[r + 1]]`` with their ``activations``. ``norm_codes[r] x norm_scale``
-    is at most the L2 norm of the row. ``alive`` has one bit a row, None where all count. ``runs`` is None for a few rows.
+    is at most the L2 norm of the row. ``alive`` has one bit a row, None where all count; ``runs``
+    is None for a few rows.
     """
 
     width: int

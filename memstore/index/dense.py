@@ -28,7 +28,9 @@ MARGIN = 1e-4
 #: A flat scan of so many vectors of 384 dimensions takes about half a millisecond.
 EXACT = 20_000
 #: Up to so many that pass a filter are fetched and scored, all of them.
-FEW = 1_000
+FEW = 300
+#: Beyond ``EXACT``, what is to be steered or faded is the nearest so many.
+NEAREST = 1_000
 #: Candidates scored again: this many, or so many a hit.
 REFINED, REFINED_A_HIT = 128, 8
 #: Up to so many vectors one list is read whole: at 100,000 lists would save nothing.
@@ -194,7 +196,7 @@ class DenseIndex:
         """Return the cosine of every live memory, unordered; beyond ``EXACT`` of the nearest."""
         mask = self._mask(selected)
         if self.trained_for and np.count_nonzero(mask) > EXACT:
-            found, _ = self.search(vector, FEW, source, selected)
+            found, _ = self.search(vector, NEAREST, source, selected)
             return found
         return self._scored(vector, np.flatnonzero(mask), source)
 

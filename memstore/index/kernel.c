@@ -260,6 +260,8 @@ static int complete(const Block *block, uint32_t row, const Search *search, doub
     uint32_t start = block->row_starts[row], stop = block->row_starts[row + 1];
     double sum = 0.0, squares = 0.0;
     int raised = 0;
+    if (start > stop || stop > block->postings)
+        return DAMAGED;
     for (uint32_t place = start; place < stop; place++) {
         uint32_t neuron = neuron_at(block, place);
         if (neuron >= query->width)

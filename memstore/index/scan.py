@@ -62,7 +62,9 @@ def candidates(block: Block, question: Question, least: float) -> tuple[NDArray[
     sums = np.bincount(rows, np.concatenate([b for _, b in parts]), minlength=len(block))
     if len(sums) > len(block):
         raise IndexDamaged("a run names a row past the end of its block")
-    if question.query_norm is None:
+    if least == -np.inf:
+        near = np.ones(len(block), dtype=bool)
+    elif question.query_norm is None:
         near = sums * (1 + SLACK) >= least
     else:
         norms = block.norm_codes * (block.norm_scale * question.query_norm)
