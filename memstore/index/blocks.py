@@ -129,6 +129,11 @@ class Block:
         """The highest memory id; there must be rows."""
         return self.first_id + int(self.offsets[-1])
 
+    @property
+    def is_gapless(self) -> bool:
+        """Whether the ids count up by one, as they do until something is deleted or updated."""
+        return len(self) > 0 and self.last_id - self.first_id == len(self) - 1
+
     @cached_property
     def live(self) -> int:
         """How many rows still count."""
@@ -147,7 +152,7 @@ class Block:
             return np.empty(0, dtype=np.int64)
         low, high = np.searchsorted(ids, [self.first_id, self.last_id + 1])
         inside = ids[low:high] - self.first_id
-        if self.last_id - self.first_id == len(self) - 1:  # no gaps: a row is its offset
+        if self.is_gapless:  # a row is its offset
             return np.asarray(inside, dtype=np.int64)
         at = np.minimum(np.searchsorted(self.offsets, inside), len(self) - 1)
         return np.asarray(at[self.offsets[at] == inside], dtype=np.int64)

@@ -30,13 +30,13 @@ class Selection:
 
     def bitmap(self, block: Block) -> NDArray[np.uint8]:
         """Return one bit a row of a block."""
-        known = self._bitmaps.get(id(block.offsets))
-        if known is not None and known[0] is block.offsets:
+        known = self._bitmaps.get(id(block.starts))
+        if known is not None and known[0] is block.starts:
             return known[1]
         mask = np.zeros(len(block), dtype=bool)
         mask[block.positions(self.ids)] = True
         bits = np.packbits(mask, bitorder="little")
-        self._bitmaps[id(block.offsets)] = (block.offsets, bits)
+        self._bitmaps[id(block.starts)] = (block.starts, bits)
         return bits
 
     def holds(self, ids: Int64) -> NDArray[np.bool_]:

@@ -24,6 +24,8 @@ from memstore.index.postings import NeuronIndex
 from memstore.index.summary import HEADS, LEVELS, Summary
 
 BLOCK, SUMMARY, MANIFEST = "traces", "neurons", "manifest"
+#: The offsets of ids without gaps, which no file repeats.
+COUNTING = np.arange(BLOCK_ROWS, dtype=np.uint32)
 #: Read piece by piece, each piece with a checksum of its own; the rest is checked when mapped.
 BY_PARTS = ("starts", "neurons", "activations", "norms", "run_rows", "run_codes")
 
@@ -57,13 +59,14 @@ def save_block(folder: Path, block: Block) -> Block:
     name = new_name(BLOCK)
     of_runs, of_rows = scan.sums(block)
     arrays: dict[str, NDArray[Any]] = {
-        "offsets": block.offsets,
         "starts": block.starts,
         "neurons": block.neurons,
         "activations": block.activations,
         "norms": block.norm_codes,
         "row_sums": of_rows,
     }
+    if not block.is_gapless:
+        arrays["offsets"] = block.offsets
     if block.runs is not None:
         arrays |= {
             "run_starts": block.runs.starts,
@@ -88,14 +91,15 @@ def load_block(folder: Path, name: str) -> Block:
     """Return a mapped block. Raises ``IndexDamaged`` or ``FileNotFoundError``."""
     file = files.read(folder / name, BLOCK)
     fields, arrays = file.fields, file.arrays
-    rows, postings = len(arrays["offsets"]), len(arrays["neurons"])
+    rows, postings = fields["rows"], len(arrays["neurons"])
+    offsets = arrays.get("offsets", COUNTING[:rows])
     sound = (
-        rows <= BLOCK_ROWS
+        0 <= rows == len(offsets) <= BLOCK_ROWS
         and len(arrays["starts"]) == rows + 1
         and len(arrays["activations"]) == postings
         and len(arrays["norms"]) == rows
         and len(arrays["row_sums"]) == -(-rows // CHUNK_ROWS)
-        and bool(np.all(np.diff(arrays["offsets"].astype(np.int64)) > 0))
+        and bool(np.all(np.diff(offsets.astype(np.int64)) > 0))
     )
     runs = load_runs(fields["width"], arrays) if "run_starts" in arrays else None
     if not sound or (runs is not None and len(runs.rows) != postings):
@@ -104,7 +108,7 @@ def load_block(folder: Path, name: str) -> Block:
     return Block(
         width=fields["width"],
         first_id=fields["first_id"],
-        offsets=arrays["offsets"],
+        offsets=offsets,
         starts=arrays["starts"],
         neurons=arrays["neurons"],
         activations=arrays["activations"],
