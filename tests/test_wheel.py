@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
 import subprocess
 import sys
 import venv
@@ -36,6 +39,27 @@ def test_the_wheel_holds_models_samples_and_migrations(wheel):
         assert needed in names
     assert not [name for name in names if "test" in name or "__pycache__" in name]
     assert wheel.stat().st_size < 60_000_000
+
+
+@pytest.mark.slow
+def test_the_wheel_has_the_kernel_and_is_of_one_platform(wheel):
+    """No compiler at the user's, and any Python version."""
+    assert "memstore/index/_kernel.so" in zipfile.ZipFile(wheel).namelist()
+    assert re.search(r"-py3-none-(?!any)\w+\.whl$", wheel.name)
+
+
+@pytest.mark.slow
+def test_without_a_compiler_the_package_builds_all_the_same(tmp_path):
+    """CC that does not exist: a pure wheel, whose queries run in numpy."""
+    source = tmp_path / "source"
+    ignored = shutil.ignore_patterns(".venv*", ".git", "build", "*.so", ".*_cache")
+    shutil.copytree(ROOT, source, ignore=ignored)
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", tmp_path, source]
+    environment = {**os.environ, "CC": "no-such-compiler"}
+    subprocess.run(command, check=True, capture_output=True, env=environment)
+    (built,) = tmp_path.glob("*.whl")
+    assert built.name.endswith("-py3-none-any.whl")
+    assert not [name for name in zipfile.ZipFile(built).namelist() if name.endswith(".so")]
 
 
 @pytest.mark.slow

