@@ -63,6 +63,7 @@ class Indices:
         self._loading = threading.RLock()
         self._neurons: NeuronIndex | None = None
         self._dense: DenseIndex | None = None
+        self._distrusted = False
 
     @property
     def published(self) -> NeuronIndex | None:
@@ -164,7 +165,7 @@ class Indices:
     def _loaded_dense(self, now: Moment) -> DenseIndex | None:
         from memstore.index.dense import DenseIndex
 
-        manifest = self.manifest(now)
+        manifest = None if self._distrusted else self.manifest(now)
         if manifest is None or self.folder is None:
             return None
         try:
@@ -178,6 +179,11 @@ class Indices:
         except (IndexDamaged, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
             log.warning("rebuilding the dense index from the catalog: %s", error)
             return None
+
+    def distrust_vectors(self) -> None:
+        """Have the dense index built from the catalog: its file named what is not there."""
+        with self.dense_turn:
+            self._dense, self._distrusted = None, True
 
     def forget(self) -> None:
         """Drop everything, files too; the next query builds anew from the catalog."""

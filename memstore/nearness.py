@@ -119,7 +119,7 @@ class Near:
         try:
             found, work = index.search(self.question.vector, k, source, selected)
         except IndexDamaged:
-            self.searcher.indices.forget()
+            self.searcher.indices.distrust_vectors()
             index, source = self._dense()
             found, work = index.search(self.question.vector, k, source, selected)
         self.view.note("dense", work, began)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,19 +38,21 @@ class Filters:
 
     def __init__(self) -> None:
         self._known: dict[FilterKey, Selection] = {}
+        self._lock = threading.Lock()
 
     def find(self, moment: Moment, where: Where) -> Selection:
         """Return the memories that pass a filter."""
         # Filters of equal text are equal: they hold text, numbers and times, nothing else compiles.
         key = (moment.state.change, repr(where))
-        found = self._known.pop(key, None)
-        if found is None:
-            query = memories.ids_query(moment.connection, compile_filter(where))
-            found = Selection(memories.run_ids_query(moment.connection, query))
-            self._known = {k: v for k, v in self._known.items() if k[0] == key[0]}
-        self._known[key] = found
-        while len(self._known) > REMEMBERED:
-            self._known.pop(next(iter(self._known)), None)
+        with self._lock:
+            found = self._known.get(key)
+        if found is not None:
+            return found
+        query = memories.ids_query(moment.connection, compile_filter(where))
+        found = Selection(memories.run_ids_query(moment.connection, query))
+        with self._lock:
+            current = [(k, v) for k, v in self._known.items() if k[0] == key[0]]
+            self._known = dict([*current, (key, found)][-REMEMBERED:])
         return found
 
 
