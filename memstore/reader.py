@@ -12,7 +12,6 @@ from numpy.typing import ArrayLike
 from memstore.catalog import memories, neurons, traces
 from memstore.catalog.filters import compile_filter
 from memstore.core.traces import concatenate, empty
-from memstore.core.vectors import unit_vectors
 from memstore.errors import InvalidQuery, MemoryNotFound
 from memstore.neuron_view import Neurons
 from memstore.opening import OpenStore
@@ -181,10 +180,8 @@ class Reader(OpenStore):
 
         Loads no embedder. Raises ``InvalidVector``.
         """
-        with self._open_database().read() as connection:
-            record = neurons.require_encoder(connection)
-        unit = unit_vectors(np.asarray(vector)[None], 1, record.dimension)[0]
-        return self._searcher.by_vector(unit, k, where, Options(steer, half_life))
+        self._open_database()
+        return self._searcher.by_vector(vector, k, where, Options(steer, half_life))
 
     def explain_query(self, query: Query | None = None, k: int = 10, **options: Any) -> Explanation:
         """Answer a query and say how: the plan, what it read and how long each step took.

@@ -14,6 +14,7 @@ from datetime import timedelta
 from typing import Literal, TypeVar, get_args
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from memstore import reasons
 from memstore.catalog import neurons, traces, words
@@ -21,6 +22,7 @@ from memstore.catalog.engine import Database
 from memstore.catalog.neurons import EncoderRecord
 from memstore.core.expression import MAX_WEIGHT, NeuronQuery, check_number
 from memstore.core.ranking import Ranked, best
+from memstore.core.vectors import unit_vectors
 from memstore.encoder import Encoder
 from memstore.errors import IndexDamaged, InvalidQuery, MemoryNotFound
 from memstore.index.postings import NeuronIndex
@@ -28,7 +30,7 @@ from memstore.index.question import Found
 from memstore.indices import Indices, Moment
 from memstore.nearness import Near, Question
 from memstore.rows import check_half_life, check_text
-from memstore.types import Explanation, Float32, Hits, Step
+from memstore.types import Explanation, Hits, Step
 from memstore.view import Filters, Query, View, Where
 
 By = Literal["dense", "trace", "hybrid", "words"]
@@ -173,10 +175,13 @@ class Searcher:
         question = Question("", vectors[0], trace, without=memory_id)
         return self._near(question, k, where, options)
 
-    def by_vector(self, vector: Float32, k: int, where: Where | None, options: Options) -> Hits:
-        """Return the k memories nearest to a unit vector."""
+    def by_vector(self, vector: ArrayLike, k: int, where: Where | None, options: Options) -> Hits:
+        """Return the k memories nearest to a vector."""
         check_k(k)
-        return self._near(Question("", vector, None), k, where, options)
+        with self.view() as view:
+            dimension = view.encoder.dimension
+        unit = unit_vectors(np.asarray(vector)[None], 1, dimension)[0]
+        return self._near(Question("", unit, None), k, where, options)
 
     def _question(self, text: str, by: By) -> Question:
         with self.view() as view:

@@ -31,8 +31,8 @@ EXACT = 20_000
 FEW = 300
 #: Beyond ``EXACT``, what is to be steered or faded is the nearest so many.
 NEAREST = 1_000
-#: Candidates scored again: this many, or so many a hit.
-REFINED, REFINED_A_HIT = 128, 8
+#: Candidates scored again, of one list and of several: this many, or so many a hit.
+REFINED_ONE, REFINED_MANY, REFINED_A_HIT = 96, 128, 8
 #: Up to so many vectors one list is read whole: at 100,000 lists would save nothing.
 ONE_LIST = 300_000
 #: Training: vectors a list, rounds of k-means, vectors for the product quantiser.
@@ -228,7 +228,7 @@ class DenseIndex:
         self, vector: Float32, k: int, mask: Mask, source: Source
     ) -> tuple[Ranked, Work]:
         lists = int(self.vectors.nlist)
-        wanted = max(REFINED, REFINED_A_HIT * k)
+        wanted = max(REFINED_ONE if lists == 1 else REFINED_MANY, REFINED_A_HIT * k)
         share = READ if np.count_nonzero(mask) > NARROW * len(self) else READ_NARROW
         for probes in (max(1, int(share * lists)), lists):
             parameters = self._selecting(mask, self.faiss.IVFSearchParameters, nprobe=probes)
