@@ -10,6 +10,7 @@ import pytest
 
 from memstore import Encoder, MemoryStore, layout
 from memstore.embed.function import FunctionEmbedder
+from memstore.index import native
 from memstore.sae.config import SAEConfig
 from memstore.sae.encode import SAE
 
@@ -69,3 +70,12 @@ def narrative_store(tmp_path_factory, narratives) -> Path:
     with MemoryStore.open(path) as opened:
         opened.insert_many(narratives)
     return path
+
+
+@pytest.fixture(params=["C", "numpy"])
+def path_taken(request, monkeypatch):
+    """Both ways of answering: the C kernel and numpy."""
+    if request.param == "numpy":
+        monkeypatch.setattr(native, "load", lambda: None)
+    elif native.load() is None:
+        pytest.skip("no C kernel was built here")

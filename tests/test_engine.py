@@ -36,15 +36,6 @@ VALUES = {
 }
 
 
-@pytest.fixture(params=["C", "numpy"])
-def path_taken(request, monkeypatch):
-    """Both ways of answering: the C kernel and numpy."""
-    if request.param == "numpy":
-        monkeypatch.setattr(native, "load", lambda: None)
-    elif native.load() is None:
-        pytest.skip("no C kernel was built here")
-
-
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks of 300 rows, runs from 8 on: many borders in little data."""

@@ -135,16 +135,6 @@ def test_closing_after_many_inserts_saves_the_index(path, encoder):
     assert kinds == ["manifest", "traces", "vectors"]
 
 
-@pytest.fixture(params=["C", "numpy"])
-def path_taken(request, monkeypatch):
-    """Both ways of answering: the C kernel and numpy."""
-    if request.param == "numpy":
-        monkeypatch.setattr(native, "load", lambda: None)
-    elif native.load() is None:
-        pytest.skip("no C kernel was built here")
-    return request.param
-
-
 rows = st.dictionaries(st.integers(0, 9), st.sampled_from([0.25, 0.5, 1.0, 1.5]), max_size=4)
 
 
