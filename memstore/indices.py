@@ -58,8 +58,6 @@ class Indices:
         self.dense_turn = threading.RLock()
         #: Called, if set, after an index was followed up.
         self.on_growth: Callable[[NeuronIndex], None] | None = None
-        #: Counts loads: an index compacted from an earlier one must not replace a later one.
-        self.generation = 0
         self._loading = threading.RLock()
         self._neurons: NeuronIndex | None = None
         self._dense: DenseIndex | None = None
@@ -84,7 +82,6 @@ class Indices:
                 return follow(now.known, now) if usable(now.known, now) else self._built(now)
             if known is None or not usable(known, now):
                 known = self._loaded(now)
-                self.generation += 1
             self._neurons = follow(known, now)
             published = self._neurons
         if self.on_growth is not None:
@@ -109,14 +106,16 @@ class Indices:
         """Return the neuron index built from the catalog alone, instead of one that is damaged."""
         log.warning("rebuilding the neuron index from the catalog: %s", error)
         with self._loading:
-            self.generation += 1
             self._neurons = self._built(now)
             return self._neurons
 
-    def replace(self, generation: int, before: NeuronIndex, after: NeuronIndex) -> None:
-        """Publish ``after``, compacted from ``before``, with what has come since."""
+    def replace(self, before: NeuronIndex, after: NeuronIndex) -> None:
+        """Publish ``after``, compacted from ``before``, with what has come since.
+
+        Not where the index was loaded or built anew meanwhile: that one knows nothing of either.
+        """
         with self._loading:
-            if self._neurons is not None and self.generation == generation:
+            if self._neurons is not None and self._neurons.origin is before.origin:
                 self._neurons = self._neurons.caught_up(before, after)
 
     def manifest(self, now: Moment) -> files.IndexFile | None:
@@ -188,7 +187,6 @@ class Indices:
     def forget(self) -> None:
         """Drop everything, files too; the next query builds anew from the catalog."""
         with self.dense_turn, self._loading:
-            self.generation += 1
             self._neurons = self._dense = None
             if self.folder is not None and self.folder.is_dir():
                 storing.sweep(self.folder, None)

@@ -92,7 +92,7 @@ class OpenStore:
         try:
             if not database.is_foreign:
                 self._upkeep.close()
-                if self._writer.written >= WORTH_SAVING:
+                if self._upkeep.written >= WORTH_SAVING:
                     self._save_index_or_warn()
         finally:
             self._database = None

@@ -10,6 +10,7 @@ import fcntl
 import logging
 import os
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from typing import Any
 
 from memstore.catalog import neurons
 from memstore.catalog.engine import Database
-from memstore.errors import MemstoreError
+from memstore.errors import MemstoreError, StoreLocked
 from memstore.index import files, storing
 from memstore.index.postings import NeuronIndex
 from memstore.indices import Indices, Moment, Vectors
@@ -33,7 +34,9 @@ class Upkeep:
 
     def __init__(self, database: Database, indices: Indices) -> None:
         self.database, self.indices = database, indices
-        self.unsaved = 0
+        #: Memories added since the store was opened, and since the index was last saved.
+        self.written = self.unsaved = 0
+        self._saving = threading.Lock()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         self._closing = False
@@ -46,6 +49,7 @@ class Upkeep:
 
     def wrote(self, memories: int) -> None:
         """Take note of new memories, and save once enough are new."""
+        self.written += memories
         self.unsaved += memories
         if self.saves and self.unsaved >= CHECKPOINT:
             self.start()
@@ -86,8 +90,7 @@ class Upkeep:
 
     def compact(self, index: NeuronIndex) -> None:
         """Merge small and half-dead blocks of the published index."""
-        generation = self.indices.generation
-        self.indices.replace(generation, index, index.compacted())
+        self.indices.replace(index, index.compacted())
 
     @contextmanager
     def moment(self) -> Iterator[Moment]:
@@ -101,21 +104,20 @@ class Upkeep:
         """Write what is new of the index to files, and put them in force.
 
         ``vectors``: the dense index too. ``everything``: drop every dead row first. Raises
-        ``OSError`` or ``StoreError``; files that are in force stay so. Where another process
-        is saving, nothing happens.
+        ``OSError`` or ``StoreError``; files that are in force stay so. Another thread that is
+        saving is waited for, another process as long as another writer.
         """
         folder = self.indices.folder
         if folder is None:
             return
         folder.mkdir(mode=0o700, exist_ok=True)
-        with alone(folder) as mine:
-            if mine:
-                self._save(folder, vectors, everything)
+        with self._saving, alone(folder, self.database.busy_timeout):
+            self._save(folder, vectors, everything)
 
     def _save(self, folder: Path, vectors: bool, everything: bool) -> None:
         token, self.unsaved = uuid.uuid4().hex, 0
         with self.moment() as now:
-            before, generation = self.indices.neurons(now), self.indices.generation
+            before = self.indices.neurons(now)
             kept = self._kept_vectors(now)
         after = before
         if everything or before.wants_compaction:
@@ -129,7 +131,7 @@ class Upkeep:
         with self.database.exclusive() as connection:
             neurons.set_index_token(connection, token)
         storing.sweep(folder, token)
-        self.indices.replace(generation, before, after)
+        self.indices.replace(before, after)
 
     def _kept_vectors(self, now: Moment) -> Any:
         manifest = self.indices.manifest(now)
@@ -144,15 +146,21 @@ class Upkeep:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[bool]:
-    """Tell whether no other process is saving here, and keep others from it meanwhile."""
+def alone(folder: Path, patience: float) -> Iterator[None]:
+    """Keep other processes from saving here. Raises ``StoreLocked`` after ``patience`` seconds."""
+    deadline = time.monotonic() + patience
     handle = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise StoreLocked(
+                        f"{folder} is being saved by another process: try again"
+                    ) from error
+                time.sleep(0.02)
+        yield
     finally:
         os.close(handle)

@@ -66,13 +66,12 @@ Prepared = tuple[Batch, Encoded]
 
 
 class Writer:
-    """The mutators of one store. ``written`` counts memories added since it was opened."""
+    """The mutators of one store; ``wrote`` is told how many memories each has added."""
 
     def __init__(
         self, database: Database, encoder: Callable[[], Encoder], wrote: Callable[[int], None]
     ) -> None:
         self.database, self.encoder, self.wrote = database, encoder, wrote
-        self.written = 0
 
     def insert_many(
         self,
@@ -165,7 +164,6 @@ class Writer:
         ids = memories.add(tx.connection, new, tx.change, now())
         encoder_id = neurons.require_encoder(tx.connection).id
         traces.add(tx.connection, encoder_id, ids, encoded.vectors, encoded.traces)
-        self.written += len(ids)
         return dict(zip(encoded.rows, ids, strict=True))
 
     def update(self, memory_id: int, row: NewMemory, fields: set[str]) -> None:
@@ -183,10 +181,11 @@ class Writer:
         encoded = self._encode(batch, [0])
         with self.database.write() as tx:
             found = None if row.key is None else memories.id_of_key(tx.connection, row.key)
-            if found is None:
-                return self._add(tx, batch, encoded)[0]
-            self._change(tx, found, row, fields, encoded)
-            return found
+            added = {} if found is not None else self._add(tx, batch, encoded)
+            if found is not None:
+                self._change(tx, found, row, fields, encoded)
+        self.wrote(len(added))
+        return added[0] if found is None else found
 
     def _change(
         self,

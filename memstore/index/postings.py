@@ -7,7 +7,7 @@ query that holds one is never disturbed, and maintenance may run beside it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -42,6 +42,8 @@ class NeuronIndex:
     change: int = 0
     blocks: tuple[Block, ...] = ()
     summary: Summary | None = None
+    origin: object = field(default_factory=object, repr=False, compare=False)
+    """Shared by all that was made from one load or build: only those have blocks in common."""
 
     def __len__(self) -> int:
         return sum(block.live for block in self.blocks)
@@ -67,7 +69,7 @@ class NeuronIndex:
             ascending = np.all(fresh.ids[1:] > fresh.ids[:-1])
             fresh = fresh if ascending else packed.select(fresh, order)
             blocks = grown(blocks, self.covered, fresh)
-        return NeuronIndex(self.width, change, tuple(blocks), self.summary)
+        return replace(self, change=change, blocks=tuple(blocks))
 
     @property
     def wants_compaction(self) -> bool:
@@ -128,7 +130,7 @@ class NeuronIndex:
         if dead:
             gone = np.sort(np.concatenate(dead))
             blocks = [block.without(gone) for block in blocks]
-        return NeuronIndex(self.width, self.change, (*blocks, *fresh), after.summary)
+        return replace(after, change=self.change, blocks=(*blocks, *fresh))
 
     # --- queries ---------------------------------------------------------------------------
 

@@ -178,7 +178,7 @@ def save_blocks(folder: Path, index: NeuronIndex) -> NeuronIndex:
     if len(blocks) != len(index.blocks):
         covered = sum(1 for block in index.blocks[: index.covered] if block.live)
         summary = Summary.of(blocks[:covered], index.width) if covered else None
-        return NeuronIndex(index.width, index.change, tuple(blocks), summary)
+        return replace(index, blocks=tuple(blocks), summary=summary)
     return replace(index, blocks=tuple(blocks))
 
 
