@@ -214,7 +214,8 @@ class Near:
         if words.terms(self.question.text):
             began = time.perf_counter()
             found = words.search(view.connection, self.question.text, None, None)
-            sides["words"] = best(among(found, selected), depth)
+            allowed = found if selected is None else selected.among(found)
+            sides["words"] = best(allowed, depth)
             view.note_rows("words", "FTS5", len(found), began)
         if steer is not None and steer.has_positive:
             # Without a positive term every memory is a candidate, and ranks would go by id.
@@ -225,11 +226,3 @@ class Near:
         if mixed is None:
             return sides
         return {name: side for name, side in sides.items() if mixed.get(name)}
-
-
-def among(found: Ranked, selected: Selection | None) -> Ranked:
-    """Return those of the results that are selected."""
-    if selected is None:
-        return found
-    kept = selected.holds(found.ids)
-    return Ranked(found.ids[kept], found.scores[kept])

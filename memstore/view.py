@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,10 @@ class Filters:
 
     def find(self, moment: Moment, where: Where) -> Selection:
         """Return the memories that pass a filter."""
-        # Filters of equal text are equal: they hold text, numbers and times, nothing else compiles.
+        if not is_plain(where):
+            query = memories.ids_query(moment.connection, compile_filter(where))
+            return Selection(memories.run_ids_query(moment.connection, query))
+        # Filters of equal text are equal where nothing in them writes its own text.
         key = (moment.state.change, repr(where))
         with self._lock:
             found = self._known.get(key)
@@ -54,6 +58,15 @@ class Filters:
             current = [(k, v) for k, v in self._known.items() if k[0] == key[0]]
             self._known = dict([*current, (key, found)][-REMEMBERED:])
         return found
+
+
+def is_plain(value: object) -> bool:
+    """Return whether a filter is made of Python's own types alone, no classes derived from them."""
+    if type(value) is dict:
+        return all(type(k) is str and is_plain(v) for k, v in value.items())
+    if type(value) in (list, tuple):
+        return all(map(is_plain, value))  # type: ignore[call-overload]  # type() narrows no Any
+    return value is None or type(value) in (str, int, float, bool, datetime)
 
 
 @dataclass(frozen=True)

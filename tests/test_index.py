@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import shutil
+import threading
+import time
+from collections import UserDict
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from memstore import MemoryStore, layout
+from memstore import MemoryStore, layout, upkeep
 from memstore.core import traces as packed
 from memstore.core.expression import NeuronQuery
 from memstore.errors import IndexDamaged
-from memstore.index import dense, native, scan, storing
+from memstore.index import dense, files, native, scan, storing
 from memstore.index.blocks import Block
 from memstore.index.postings import NeuronIndex
 
@@ -125,6 +128,50 @@ def test_a_restored_older_store_does_not_believe_newer_files(saved, encoder, tmp
     with_folder = answers(path, encoder)
     shutil.rmtree(folder)
     assert answers(path, encoder) == with_folder
+
+
+def test_a_filter_that_hides_what_it_holds_is_not_mistaken_for_another(store):
+    """Filters are remembered by their text; a Mapping of one's own may print the same for all."""
+
+    class Mine(UserDict):
+        def __repr__(self):
+            return "mine"
+
+    store.insert_many([{"text": f"m {i}", "category": "AB"[i % 2]} for i in range(10)])
+    for category in "AB":
+        hits = store.search("m 1", 20, where=Mine(category=category))
+        assert [hit.category for hit in hits] == [category] * 5
+
+
+def test_optimize_waits_for_a_save_under_way(path, encoder):
+    """The background thread, or another process, is saving: optimize still drops every dead row."""
+    with MemoryStore.open(path, encoder=encoder) as store:
+        store.delete(store.insert_many([f"memory {i}" for i in range(600)])[:300])
+        with upkeep.alone(make(layout.index_folder(path)), 0.0):
+            threading.Timer(0.3, store._upkeep.start).start()
+            thread = threading.Thread(target=store.optimize)
+            thread.start()
+            time.sleep(0.5)
+        thread.join()
+    (manifest,) = layout.index_folder(path).glob("manifest-*.idx")
+    assert not files.read(manifest, "manifest").arrays
+    (block,) = layout.index_folder(path).glob("traces-*.idx")
+    assert files.read(block, "traces").fields["rows"] == 300
+
+
+def test_a_save_that_another_process_holds_up_says_so(path, encoder, caplog):
+    """Bounded by the busy timeout, then a warning and no more: the catalog has everything."""
+    with MemoryStore.open(path, encoder=encoder, busy_timeout=0.1) as store:
+        store.insert_many([f"memory {i}" for i in range(300)])
+        with upkeep.alone(make(layout.index_folder(path)), 0.0):
+            store.optimize()
+        assert "being saved by another process" in caplog.text
+        assert store.check() == []
+
+
+def make(folder):
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def test_closing_after_many_inserts_saves_the_index(path, encoder):

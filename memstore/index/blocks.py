@@ -7,7 +7,7 @@ this process, or mapped from a file) makes no difference to it. docs/index-forma
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -27,7 +27,6 @@ FEW_ROWS = 256
 
 UInt8 = NDArray[np.uint8]
 UInt32 = NDArray[np.uint32]
-Arrays = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)

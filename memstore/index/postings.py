@@ -264,10 +264,7 @@ class NeuronIndex:
             if len(own)
         ]
         found = join(parts)
-        if selected is None:
-            return found
-        kept = selected.holds(found.ids)
-        return Ranked(found.ids[kept], found.scores[kept])
+        return found if selected is None else selected.among(found)
 
     def _scored(self, block: Block, question: Question, rows: NDArray[np.uint32] | None) -> Ranked:
         kernel = native.load()

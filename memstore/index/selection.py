@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from memstore.core.ranking import Ranked
 from memstore.index.blocks import Block
 from memstore.types import Int64
 
@@ -61,6 +62,7 @@ class Selection:
         self._masks[id(ids)] = (ids, found)
         return found
 
-    def among(self, ids: Int64) -> Selection:
-        """Return the selection of those that are also among some ids, ascending."""
-        return Selection(ids[self.holds(ids)])
+    def among(self, found: Ranked) -> Ranked:
+        """Return those of some results that are selected."""
+        kept = self.holds(found.ids)
+        return Ranked(found.ids[kept], found.scores[kept])

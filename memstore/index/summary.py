@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from memstore.index.blocks import Block
+from memstore.index.blocks import Block, Runs
 
 #: Best places kept a neuron.
 HEADS = 64
@@ -79,7 +78,7 @@ class Summary:
         return int(self.histogram[neuron, min(level, LEVELS - 1) :].sum())
 
 
-def runs_of(block: Block) -> Any:
+def runs_of(block: Block) -> Runs:
     """Return the runs of a block that must have them."""
     if block.runs is None:
         raise ValueError("a block without runs cannot be summarised")
