@@ -28,6 +28,9 @@ MAX_DEPTH = 100
 #: ``json.dumps`` with options makes an encoder at every call.
 ENCODE = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 FIELDS = ("text", "category", "key", "metadata", "occurred_at")
+KNOWN = frozenset(FIELDS)
+#: What metadata is mostly made of: nothing to look into.
+PLAIN = frozenset({str, int, float, bool, type(None)})
 
 UNITS = {"s": 1.0, "min": 60.0, "h": 3_600.0, "d": 86_400.0, "w": 604_800.0, "y": 31_557_600.0}
 
@@ -36,9 +39,10 @@ def check_row(row: object) -> NewMemory:
     """Return a row (a dict with ``text`` and any other of FIELDS, or plain text) ready to store."""
     if isinstance(row, str):
         row = {"text": row}
-    if not isinstance(row, Mapping):
+    if not isinstance(row, dict | Mapping):  # dict first: asking an abstract class takes longer
         raise InvalidInput(f"a row is a dict with 'text', not {type(row).__name__}")
-    if unknown := set(row) - set(FIELDS):
+    if not KNOWN.issuperset(row):
+        unknown = set(row) - KNOWN
         raise InvalidInput(
             f"unknown field {min(map(str, unknown))!r}: use {', '.join(FIELDS)}; put "
             "anything else into metadata"
@@ -95,13 +99,11 @@ def check_metadata(metadata: object) -> str:
     """Return metadata as JSON text. Raises ``InvalidMetadata`` unless it is a JSON object."""
     if metadata is None:
         return "{}"
-    if not isinstance(metadata, Mapping):
+    if not isinstance(metadata, dict | Mapping):
         raise InvalidMetadata(f"metadata must be a dict, not {type(metadata).__name__}")
     if not all(isinstance(name, str) for name in metadata):
         raise InvalidMetadata("metadata names must be text: JSON has no others")
-    if any(isinstance(v, Mapping | list | tuple) for v in metadata.values()) and (
-        depth(metadata) > MAX_DEPTH
-    ):
+    if not PLAIN.issuperset(map(type, metadata.values())) and depth(metadata) > MAX_DEPTH:
         raise InvalidMetadata(f"metadata is nested deeper than {MAX_DEPTH}: flatten it")
     try:
         packed = ENCODE(dict(metadata))

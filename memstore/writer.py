@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from memstore.catalog import memories, neurons, traces
+from memstore.catalog import memories, neurons, traces, words
 from memstore.catalog.engine import Database, Write
 from memstore.catalog.filters import compile_filter
 from memstore.catalog.memories import NewMemory
@@ -33,7 +33,7 @@ OnDuplicate = Literal["add", "skip"]
 #: Memories a transaction: at 250 texts/s a batch is a second of work to lose.
 BATCH = 256
 #: With given vectors, where the same second holds many more.
-BULK = 8_192
+BULK = 16_384
 
 
 @dataclass(frozen=True)
@@ -162,6 +162,7 @@ class Writer:
         new = [batch.rows[row] for row in encoded.rows]
         refuse_known_keys(tx.connection, new, [batch.first + row for row in encoded.rows])
         ids = memories.add(tx.connection, new, tx.change, now())
+        words.add(tx.connection, ids[0], ids[-1])
         encoder_id = neurons.require_encoder(tx.connection).id
         traces.add(tx.connection, encoder_id, ids, encoded.vectors, encoded.traces)
         return dict(zip(encoded.rows, ids, strict=True))

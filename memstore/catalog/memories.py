@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -34,8 +33,7 @@ COLUMNS = (
 JOINED = memory.outerjoin(category, memory.c.category_id == category.c.id)
 
 
-@dataclass(frozen=True)
-class NewMemory:
+class NewMemory(NamedTuple):
     """A checked row on its way in. Times are microseconds since 1970, UTC."""
 
     text: str
@@ -127,24 +125,26 @@ def add(connection: Connection, rows: Sequence[NewMemory], change: int, now: int
         text("SELECT seq FROM sqlite_sequence WHERE name = 'memory'")
     ).scalar()
     first = (last or 0) + 1
+    # A list, not a generator: between rows SQLite lets other threads in, and Python waits for them.
+    packed = [
+        (
+            memory_id,
+            row.text,
+            categories[row.category],
+            row.key,
+            row.metadata,
+            row.occurred_at,
+            now,
+            now,
+            row.content_hash,
+            change,
+        )
+        for memory_id, row in enumerate(rows, first)
+    ]
     driver_of(connection).executemany(
         "INSERT INTO memory (id, text, category_id, key, metadata, occurred_at, created_at, "
         "updated_at, content_hash, changed) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            (
-                memory_id,
-                row.text,
-                categories[row.category],
-                row.key,
-                row.metadata,
-                row.occurred_at,
-                now,
-                now,
-                row.content_hash,
-                change,
-            )
-            for memory_id, row in enumerate(rows, first)
-        ),
+        packed,
     )
     return list(range(first, first + len(rows)))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import repeat
+from typing import Any
 
 from sqlalchemy import Connection, delete, select
 
@@ -16,6 +17,8 @@ from memstore.types import Float32, Traces
 
 #: Rows fetched at a time when a whole store is read: a page of vectors is 12 MB.
 PAGE = 8192
+TRACES = "SELECT memory_id, neurons, activations FROM trace WHERE encoder_id = ?"
+VECTORS = "SELECT memory_id, vector FROM vector WHERE encoder_id = ?"
 
 
 def add(
@@ -46,8 +49,7 @@ def by_ids(connection: Connection, encoder_id: int, ids: Sequence[int], width: i
     if not ids:
         return packed.empty(width)
     rows = driver_of(connection).execute(
-        "SELECT memory_id, neurons, activations FROM trace WHERE encoder_id = ? "
-        f"AND memory_id IN {places(len(ids))} ORDER BY memory_id",
+        f"{TRACES} AND memory_id IN {places(len(ids))} ORDER BY memory_id",
         (encoder_id, *parameters(ids)),
     )
     return packed.unpack(rows.fetchall(), width)
@@ -60,8 +62,7 @@ def vectors_by_ids(
     if not ids:
         return [], unpack_vectors([], dimension)
     rows = driver_of(connection).execute(
-        "SELECT memory_id, vector FROM vector WHERE encoder_id = ? "
-        f"AND memory_id IN {places(len(ids))} ORDER BY memory_id",
+        f"{VECTORS} AND memory_id IN {places(len(ids))} ORDER BY memory_id",
         (encoder_id, *parameters(ids)),
     )
     found = rows.fetchall()
@@ -72,8 +73,12 @@ def changed_traces(
     connection: Connection, encoder_id: int, since: int, width: int
 ) -> Iterator[Traces]:
     """Yield the traces of memories written after change ``since``, ids ascending, by the page."""
-    for ids in changed_ids(connection, since):
-        yield by_ids(connection, encoder_id, ids, width)
+    if since == 0:
+        for rows in walk(connection, TRACES, encoder_id, 0):
+            yield packed.unpack(rows, width)
+    else:
+        for ids in changed_ids(connection, since):
+            yield by_ids(connection, encoder_id, ids, width)
 
 
 def changed_vectors(
@@ -83,28 +88,31 @@ def changed_vectors(
 
     Only ids above ``after``.
     """
-    for ids in changed_ids(connection, since, after):
-        yield vectors_by_ids(connection, encoder_id, ids, dimension)
+    if since == 0:
+        for rows in walk(connection, VECTORS, encoder_id, after):
+            yield [row[0] for row in rows], unpack_vectors([row[1] for row in rows], dimension)
+    else:
+        for ids in changed_ids(connection, since, after):
+            yield vectors_by_ids(connection, encoder_id, ids, dimension)
+
+
+def walk(connection: Connection, rows: str, encoder_id: int, after: int) -> Iterator[list[Any]]:
+    """Yield all rows of a table, from the id above ``after`` on, by the page."""
+    statement = f"{rows} AND memory_id > ? ORDER BY memory_id LIMIT {PAGE}"
+    while page := driver_of(connection).execute(statement, (encoder_id, after)).fetchall():
+        yield page
+        after = page[-1][0]
 
 
 def changed_ids(connection: Connection, since: int, after: int = 0) -> Iterator[list[int]]:
     """Yield ids of memories written after change ``since``, ascending, by the page.
 
-    A replay touches only what changed (index ``memory_changed``); a full read walks the table.
+    Touches only what changed (index ``memory_changed``).
     """
-    if since > 0:
-        query = select(memory.c.id).where(memory.c.changed > since, memory.c.id > after)
-        ids = sorted(connection.execute(query).scalars())
-        for start in range(0, len(ids), PAGE):
-            yield ids[start : start + PAGE]
-        return
-    while True:
-        query = select(memory.c.id).where(memory.c.id > after).order_by(memory.c.id).limit(PAGE)
-        page = list(connection.execute(query).scalars())
-        if not page:
-            return
-        yield page
-        after = page[-1]
+    query = select(memory.c.id).where(memory.c.changed > since, memory.c.id > after)
+    ids = sorted(connection.execute(query).scalars())
+    for start in range(0, len(ids), PAGE):
+        yield ids[start : start + PAGE]
 
 
 def deleted(connection: Connection, since: int) -> list[int]:

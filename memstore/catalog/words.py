@@ -9,6 +9,7 @@ import numpy as np
 from sqlalchemy import ColumnElement, Connection, Float, Integer, column, select, table, text
 from sqlalchemy.sql.expression import literal_column
 
+from memstore.catalog.engine import driver_of
 from memstore.catalog.memories import JOINED
 from memstore.catalog.schema import memory
 from memstore.core.ranking import Ranked
@@ -61,6 +62,18 @@ def search(
     found = [(row[0], row[1]) for row in rows]
     ids = np.array([row[0] for row in found], dtype=np.int64)
     return Ranked(ids, np.array([row[1] for row in found], dtype=np.float64))
+
+
+def add(connection: Connection, first: int, last: int) -> None:
+    """Take the words of new memories, ids from ``first`` to ``last``, into the lists.
+
+    In one statement: FTS5 closes its books at the end of each, which took 36 us a row and takes 7.
+    """
+    driver_of(connection).execute(
+        "INSERT INTO memory_words (rowid, text) SELECT id, text FROM memory "
+        "WHERE id BETWEEN ? AND ?",
+        (first, last),
+    )
 
 
 def compact(connection: Connection) -> None:
