@@ -29,6 +29,7 @@
 #define CHUNK_ROWS 128
 #define LEVELS 128 /* of a histogram: the upper 7 bits below the sign of a float16 */
 #define PRIMING_TERMS 8
+#define STRIDE 64 /* rows that a sweep looks at in one go */
 #define NEVER UINT32_MAX
 
 #if defined(_WIN32)
@@ -492,21 +493,37 @@ static void cut(Search *search, const Summary *summary, double budget)
 
 /* --- blocks ----------------------------------------------------------------------------------- */
 
-/* How many postings of a run, from its start, have a bound of at least `cutoff`. */
-static uint32_t prefix(const Block *block, uint32_t neuron, double cutoff)
+/* The smallest code of a run whose bound reaches `cutoff`; 256 where none does. */
+static uint32_t lowest_code(double scale, double cutoff)
 {
-    uint32_t start = block->run_starts[neuron], low = start, high = block->run_starts[neuron + 1];
-    double scale = block->scales[neuron];
     if (cutoff <= 0)
-        return high - start;
+        return 0;
+    double exact = ceil(cutoff / scale);
+    if (!(exact <= 256.0))
+        return 256;
+    uint32_t code = (uint32_t)exact;
+    while (code && (code - 1) * scale >= cutoff) /* a division rounds; products decide */
+        code--;
+    while (code < 256 && code * scale < cutoff)
+        code++;
+    return code;
+}
+
+/* How many codes of a run, which descend, are at least `least`. Gallops: what is left out is long. */
+static uint32_t prefix(const uint8_t *codes, uint32_t count, uint32_t least)
+{
+    uint32_t low = 0, step = 64;
+    while (low + step <= count && codes[low + step - 1] >= least)
+        low += step, step *= 2;
+    uint32_t high = low + step <= count ? low + step - 1 : count;
     while (low < high) {
         uint32_t middle = low + (high - low) / 2;
-        if (block->run_codes[middle] * scale >= cutoff)
+        if (codes[middle] >= least)
             low = middle + 1;
         else
             high = middle;
     }
-    return low - start;
+    return low;
 }
 
 /* One positive term: its run comes by descending bound, so it can be left at the threshold. */
@@ -576,6 +593,22 @@ static int settle(Search *search, const Block *block, int64_t number, uint32_t r
     return status;
 }
 
+/* Eight products at a time, which compilers turn into vectors; the sums cannot be. */
+static void add_up(float *sums, const uint16_t *rows, const uint8_t *codes, uint32_t count,
+                   float unit)
+{
+    uint32_t i = 0;
+    for (; i + 8 <= count; i += 8) {
+        float bounds[8];
+        for (int j = 0; j < 8; j++)
+            bounds[j] = unit * codes[i + j];
+        for (int j = 0; j < 8; j++)
+            sums[rows[i + j]] += bounds[j];
+    }
+    for (; i < count; i++)
+        sums[rows[i]] += unit * codes[i];
+}
+
 /* Adds up the bounds of the postings that are read; returns how many those are, or DAMAGED. */
 static int64_t scatter(Search *search, const Block *block)
 {
@@ -587,13 +620,14 @@ static int64_t scatter(Search *search, const Block *block)
             memset(sums, 0, BLOCK_ROWS * sizeof *sums);
             return DAMAGED;
         }
-        uint32_t count = prefix(block, neuron, search->cutoffs[t]);
-        const uint16_t *rows = block->run_rows + block->run_starts[neuron];
-        const uint8_t *codes = block->run_codes + block->run_starts[neuron];
+        uint32_t start = block->run_starts[neuron], stop = block->run_starts[neuron + 1];
+        const uint16_t *rows = block->run_rows + start;
+        const uint8_t *codes = block->run_codes + start;
+        uint32_t least = lowest_code(block->scales[neuron], search->cutoffs[t]);
+        uint32_t count = prefix(codes, stop - start, least);
         float unit = (float)(search->weights[t] * block->scales[neuron]) * (1.0f + 0x1p-22f);
         unit = unit > FLT_MIN ? unit : FLT_MIN;
-        for (uint32_t i = 0; i < count; i++)
-            sums[rows[i]] += unit * codes[i];
+        add_up(sums, rows, codes, count, unit);
         search->counts[t] = count;
         postings += count;
     }
@@ -605,19 +639,34 @@ static int revisit(Search *search, const Block *block, int64_t number)
 {
     float *sums = search->scratch->sums;
     Line least = line(search, block);
-    int status = 0;
+    int cosine = search->query->cosine != 0, status = 0;
     for (int64_t t = 0; t < search->positives; t++) {
         const uint16_t *rows = block->run_rows + block->run_starts[search->neurons[t]];
         for (uint32_t i = 0; i < search->counts[t]; i++) {
             uint32_t row = rows[i];
             float sum = sums[row];
             sums[row] = 0.0f;
-            if (sum > 0.0f && status >= 0 && row < block->rows
-                && reaches(least, sum, block->row_norms[row]))
+            if (!(sum > 0.0f) || status < 0 || row >= block->rows)
+                continue;
+            /* A norm is a cache miss: only a cosine looks at it. */
+            if (cosine ? reaches(least, sum, block->row_norms[row]) : sum >= least.flat)
                 status = settle(search, block, number, row, &least);
         }
     }
     return status;
+}
+
+/* Whether any of STRIDE rows reaches the line: a loop that compilers turn into vectors. */
+static int any_reaches(Line least, const float *sums, const uint8_t *norms, int cosine)
+{
+    int any = 0;
+    if (cosine)
+        for (int i = 0; i < STRIDE; i++)
+            any |= reaches(least, sums[i], norms[i]);
+    else
+        for (int i = 0; i < STRIDE; i++)
+            any |= sums[i] >= least.flat;
+    return any;
 }
 
 /* Completes the rows that reach the line by looking at all of them. */
@@ -627,19 +676,12 @@ static int sweep(Search *search, const Block *block, int64_t number)
     const uint8_t *norms = block->row_norms;
     Line least = line(search, block);
     int cosine = search->query->cosine != 0, status = 0;
-    for (uint32_t first = 0; first < block->rows && status >= 0; first += 16) {
-        int any = 0;
-        if (first + 16 > block->rows)
-            any = 1;
-        else if (cosine)
-            for (uint32_t i = 0; i < 16; i++)
-                any |= reaches(least, sums[first + i], norms[first + i]);
-        else
-            for (uint32_t i = 0; i < 16; i++)
-                any |= sums[first + i] >= least.flat;
-        for (uint32_t row = first; any && row < first + 16 && row < block->rows; row++)
-            if ((sums[row] > 0.0f || least.untouched) && status >= 0
-                && reaches(least, sums[row], norms[row]))
+    for (uint32_t first = 0; first < block->rows && status >= 0; first += STRIDE) {
+        uint32_t stop = first + STRIDE < block->rows ? first + STRIDE : (uint32_t)block->rows;
+        if (stop == first + STRIDE && !any_reaches(least, sums + first, norms + first, cosine))
+            continue;
+        for (uint32_t row = first; row < stop && status >= 0; row++)
+            if ((sums[row] > 0.0f || least.untouched) && reaches(least, sums[row], norms[row]))
                 status = settle(search, block, number, row, &least);
     }
     memset(sums, 0, BLOCK_ROWS * sizeof *sums);
@@ -651,11 +693,11 @@ static double most(const Search *search, const Block *block, int64_t number, con
 {
     double sum = 0.0;
     for (int64_t t = 0; t < search->positives; t++) {
-        uint32_t neuron = search->neurons[t], start = block->run_starts[neuron];
+        uint32_t neuron = search->neurons[t];
         if (summary && number < summary->blocks) {
             size_t place = (size_t)neuron * (size_t)summary->blocks + (size_t)number;
             sum += search->weights[t] * activation(summary->maxima[place]);
-        } else if (start < block->run_starts[neuron + 1]) {
+        } else if (block->run_starts[neuron] < block->run_starts[neuron + 1]) {
             sum += search->weights[t] * (255.0 * block->scales[neuron]);
         }
     }

@@ -189,7 +189,7 @@ class NeuronIndex:
 
     def _best(self, question: Question, k: int, selected: Selection | None, share: float) -> Found:
         """Search all blocks, or score rows one by one where a filter or a bound leaves few."""
-        few = max(FEW, int(share * sum(len(block) for block in self.blocks)))
+        few = max(FEW, int(share * self._rows_held))
         if selected is not None and len(selected) <= few:
             found = self._rows(question, [selected.rows(block) for block in self.blocks])
             work = Work("filter first: score its rows", rows=len(selected))
@@ -277,6 +277,10 @@ class NeuronIndex:
             scores, passing = kernel.score(held, question, self.width, rows, n)
         ids = block.ids if rows is None else block.ids[rows]
         return Ranked(ids[passing], scores[passing])
+
+    @cached_property
+    def _rows_held(self) -> int:
+        return sum(len(block) for block in self.blocks)
 
     @cached_property
     def _addresses(self) -> Any:
