@@ -13,15 +13,16 @@ if TYPE_CHECKING:
     from memstore.core.expression import Expression, N
     from memstore.encoder import Encoder
     from memstore.errors import MemstoreError
+    from memstore.hits import Hit, Hits
     from memstore.narrative_api import NarrativeMemoryAPI
     from memstore.store import MemoryStore
-    from memstore.types import Hit, Hits, Memory, Neuron, Trace, Traces
+    from memstore.types import Memory, Neuron, Trace, Traces
 
 _HOME = {
     "Encoder": "memstore.encoder",
     "Expression": "memstore.core.expression",
-    "Hit": "memstore.types",
-    "Hits": "memstore.types",
+    "Hit": "memstore.hits",
+    "Hits": "memstore.hits",
     "Memory": "memstore.types",
     "MemoryStore": "memstore.store",
     "MemstoreError": "memstore.errors",

@@ -18,9 +18,10 @@ from memstore.core.ranking import Ranked, best, join
 from memstore.encoder import Encoder
 from memstore.errors import InvalidQuery
 from memstore.files import read_rows
+from memstore.hits import Hits
 from memstore.opening import IN_MEMORY
 from memstore.store import MemoryStore
-from memstore.types import Embedder, Float64, Hits, Int64
+from memstore.types import Embedder, Float64, Int64
 
 
 class NarrativeMemoryAPI:

@@ -16,9 +16,10 @@ from memstore.core.expression import NeuronQuery
 from memstore.core.ranking import Ranked, best, join
 from memstore.core.traces import cosine_parts, idf
 from memstore.errors import IndexDamaged
+from memstore.hits import Hits
 from memstore.index.selection import Selection
 from memstore.indices import Vectors
-from memstore.types import Float32, Float64, Hits, Trace
+from memstore.types import Float32, Float64, Trace
 from memstore.view import View, Where
 
 if TYPE_CHECKING:
@@ -156,16 +157,10 @@ class Near:
             wanted += trace.neurons.tolist()
         labels = view.labels(wanted)
         cosines = dict(nearness.pairs())
-        parts = []
-        for memory_id in top.ids.tolist():
-            if trace is None:
-                own = {"dense": cosines[memory_id]}
-            else:
-                shares = cosine_parts(trace, fired[memory_id], weights)
-                own = reasons.shared_parts(shares)
-            if steer is not None:
-                own |= reasons.composite_parts(steer, fired[memory_id], "steer ")
-            parts.append(own)
+
+        def parts() -> list[reasons.Parts]:
+            return [self._parts(i, cosines, fired, weights) for i in top.ids.tolist()]
+
         steering = reasons.composite_sentences(steer or NeuronQuery(()), labels)
 
         def sentences(_: int, own: reasons.Parts) -> list[str]:
@@ -178,7 +173,24 @@ class Near:
                 for name, share in own.items()
             ]
 
-        return reasons.build_hits(top, view.rows(top.ids), parts, sentences)
+        return reasons.later_hits(top, view.rows(top.ids), parts, sentences)
+
+    def _parts(
+        self,
+        memory_id: int,
+        cosines: Mapping[int, float],
+        fired: Mapping[int, Trace],
+        weights: Float64 | None,
+    ) -> reasons.Parts:
+        """Return the shares of one hit's score, before any fading."""
+        trace = self.question.trace
+        if trace is None:
+            own = {"dense": cosines[memory_id]}
+        else:
+            own = reasons.shared_parts(cosine_parts(trace, fired[memory_id], weights))
+        if self.steer is not None:
+            own |= reasons.composite_parts(self.steer, fired[memory_id], "steer ")
+        return own
 
     # --- fusion ----------------------------------------------------------------------------
 
@@ -199,7 +211,7 @@ class Near:
             return [reasons.side_sentence(side, ranks[side][memory_id]) for side in own]
 
         parts = [shares[memory_id] for memory_id in top.ids.tolist()]
-        return reasons.build_hits(top, self.view.rows(top.ids), parts, sentences)
+        return reasons.later_hits(top, self.view.rows(top.ids), lambda: parts, sentences)
 
     def _sides(
         self, where: Where | None, depth: int, mixed: Mapping[str, float] | None

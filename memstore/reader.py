@@ -13,11 +13,12 @@ from memstore.catalog import memories, neurons, traces
 from memstore.catalog.filters import compile_filter
 from memstore.core.traces import concatenate, empty
 from memstore.errors import InvalidQuery, MemoryNotFound
+from memstore.hits import Hits
 from memstore.neuron_view import Neurons
 from memstore.opening import OpenStore
 from memstore.rows import check_id
 from memstore.search import By, Options
-from memstore.types import Explanation, Float32, Hits, Memory, Trace, Traces
+from memstore.types import Explanation, Float32, Memory, Trace, Traces
 from memstore.view import Query, Where
 
 PAGE = 1_000

@@ -5,12 +5,13 @@ Sentences are written when somebody asks for them: an answer takes microseconds,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from memstore.catalog.memories import StoredRow, to_metadata, to_time
+from memstore.catalog.memories import HitRow, to_metadata, to_time
 from memstore.core.expression import NeuronQuery
 from memstore.core.ranking import Ranked
-from memstore.types import Hit, Hits, Trace
+from memstore.hits import Hit, Hits
+from memstore.types import Trace
 
 #: Sentences for the sides of a text search; neurons have their own.
 SIDES = {
@@ -68,38 +69,46 @@ def side_sentence(side: str, rank: int | None = None) -> str:
     return SIDES[side] + ("" if rank is None else f"; rank {rank} there")
 
 
-def build_hits(
+def later_hits(
     ranked: Ranked,
-    stored: Mapping[int, StoredRow],
-    parts: Sequence[Parts],
+    stored: Mapping[int, HitRow],
+    parts: Callable[[], Sequence[Parts]],
     sentences: Callable[[int, Parts], Iterable[str]],
 ) -> Hits:
     """Return the hits of a ranking; ``parts`` beside it, before any fading.
 
-    Where age has faded a score, every part fades alike, so that the parts still sum to it.
+    ``parts`` and ``sentences`` are called once somebody looks, after the transaction has ended.
     """
-    hits = []
-    for (memory_id, score), own in zip(ranked.pairs(), parts, strict=True):
-        _, text, category, key, metadata, occurred_at, _, _ = stored[memory_id]
+    ids, scores = ranked.ids.tolist(), ranked.scores.tolist()
+    return Hits.later(ids, scores, lambda: make_hits(ids, scores, stored, parts(), sentences))
+
+
+def make_hits(
+    ids: list[int],
+    scores: list[float],
+    stored: Mapping[int, HitRow],
+    parts: Sequence[Parts],
+    sentences: Callable[[int, Parts], Iterable[str]],
+) -> Iterator[Hit]:
+    """Yield hits. Where age has faded a score, every part fades alike, so that they sum to it."""
+    for memory_id, score, own in zip(ids, scores, parts, strict=True):
+        _, text, category, key, metadata, occurred_at = stored[memory_id]
         total = sum(own.values())
         faded = score / total if total != 0 else 1.0
         aged = abs(faded - 1.0) >= 1e-9
-        hits.append(
-            Hit.of(
-                {
-                    "id": memory_id,
-                    "key": key,
-                    "text": text,
-                    "category": category,
-                    "score": score,
-                    "parts": {n: share * faded for n, share in own.items()} if aged else own,
-                    "metadata": to_metadata(metadata),
-                    "occurred_at": to_time(occurred_at),
-                    "explain": Reasons(memory_id, own, faded if aged else None, sentences),
-                }
-            )
+        yield Hit.of(
+            {
+                "id": memory_id,
+                "key": key,
+                "text": text,
+                "category": category,
+                "score": score,
+                "parts": {n: share * faded for n, share in own.items()} if aged else own,
+                "metadata": to_metadata(metadata),
+                "occurred_at": to_time(occurred_at),
+                "explain": Reasons(memory_id, own, faded if aged else None, sentences),
+            }
         )
-    return Hits(hits)
 
 
 class Reasons:

@@ -25,12 +25,13 @@ from memstore.core.ranking import Ranked, best
 from memstore.core.vectors import unit_vectors
 from memstore.encoder import Encoder
 from memstore.errors import IndexDamaged, InvalidQuery, MemoryNotFound
+from memstore.hits import Hits
 from memstore.index.postings import NeuronIndex
 from memstore.index.question import Found
 from memstore.indices import Indices, Moment
 from memstore.nearness import Near, Question
 from memstore.rows import check_half_life, check_text
-from memstore.types import Explanation, Hits, Step
+from memstore.types import Explanation, Step
 from memstore.view import Filters, Query, View, Where
 
 By = Literal["dense", "trace", "hybrid", "words"]
@@ -117,23 +118,23 @@ class Searcher:
         began = time.perf_counter()
         ranked = found if isinstance(found, Ranked) else found.ranked
         shares = None if isinstance(found, Ranked) else found.shares
-        if shares is not None:
+        fired = view.traces(ranked.ids) if shares is None else {}
+        labels = view.labels([neuron for neuron, _ in query.terms])
+
+        def parts() -> list[reasons.Parts]:
+            if shares is None:
+                return [reasons.composite_parts(query, fired[i]) for i in ranked.ids.tolist()]
             names = [reasons.neuron_name(neuron) for neuron, _ in query.terms]
-            parts = [
+            return [
                 {name: share for name, share in zip(names, own, strict=True) if share}
                 for own in shares.tolist()
             ]
-        else:
-            fired = view.traces(ranked.ids)
-            parts = [reasons.composite_parts(query, fired[i]) for i in ranked.ids.tolist()]
-        labels = view.labels([neuron for neuron, _ in query.terms])
-        sentence = reasons.composite_sentences(query, labels)
-        hits = reasons.build_hits(
-            ranked,
-            view.rows(ranked.ids),
-            parts,
-            lambda _, own: (sentence(name, share) for name, share in own.items()),
-        )
+
+        def sentences(_: int, own: reasons.Parts) -> list[str]:
+            sentence = reasons.composite_sentences(query, labels)
+            return [sentence(name, share) for name, share in own.items()]
+
+        hits = reasons.later_hits(ranked, view.rows(ranked.ids), parts, sentences)
         view.note_rows("memories", "rows of the hits", len(hits), began)
         return hits
 
@@ -225,7 +226,9 @@ class Searcher:
             scores = dict(found.pairs())
             parts = [{"words": scores[i]} for i in top.ids.tolist()]
             sentence = reasons.side_sentence("words")
-            return reasons.build_hits(top, view.rows(top.ids), parts, lambda _, __: [sentence])
+            return reasons.later_hits(
+                top, view.rows(top.ids), lambda: parts, lambda _, __: [sentence]
+            )
 
 
 @dataclass(frozen=True)

@@ -6,19 +6,18 @@ stored; scores are float64, and higher is nearer, always.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Protocol, SupportsIndex, overload, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from memstore.errors import MissingExtra
+from memstore.hits import Hits
 
 if TYPE_CHECKING:
-    import pandas as pd
-    import pyarrow as pa
     from scipy.sparse import csr_matrix
 
 Float32 = NDArray[np.float32]
@@ -132,104 +131,6 @@ class Traces:
 
 
 @dataclass(frozen=True)
-class Hit:
-    """One answer and why it is one.
-
-    ``parts`` names each share of the score and sums to it. ``N15`` is neuron 15; ``dense``,
-    ``trace``, ``words`` and ``steer`` are the sides of a text search. ``reasons`` has a sentence
-    a part, in the same order, as ``why()`` prints them; they are written when asked for.
-    """
-
-    id: int
-    key: str | None
-    text: str
-    category: str | None
-    score: float
-    parts: Mapping[str, float]
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-    occurred_at: datetime | None = None
-    explain: Callable[[], tuple[str, ...]] = field(default=tuple, repr=False, compare=False)
-
-    @classmethod
-    def of(cls, fields: dict[str, Any]) -> Hit:
-        """Return the hit of all its fields, in a third of the time of freezing them one by one."""
-        hit = cls.__new__(cls)
-        hit.__dict__.update(fields)
-        return hit
-
-    @property
-    def reasons(self) -> tuple[str, ...]:
-        """A sentence a part of the score, in the same order."""
-        return self.explain()
-
-    def why(self) -> str:
-        """Return the score taken apart, a line a part."""
-        lines = [f"score {self.score:.4f}"]
-        for (name, share), reason in zip(self.parts.items(), self.reasons, strict=True):
-            lines.append(f"  {share:+.4f}  {name}: {reason}")
-        return "\n".join(lines)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return {
-            "id": self.id,
-            "key": self.key,
-            "score": self.score,
-            "category": self.category,
-            "text": self.text,
-            "parts": dict(self.parts),
-            "metadata": dict(self.metadata),
-            "occurred_at": self.occurred_at.isoformat() if self.occurred_at else None,
-        }
-
-
-class Hits(tuple[Hit, ...]):
-    """Hits in order: score descending, then id ascending."""
-
-    __slots__ = ()
-
-    @overload
-    def __getitem__(self, index: SupportsIndex) -> Hit: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Hits: ...
-
-    def __getitem__(self, index: SupportsIndex | slice) -> Hit | Hits:
-        """Return one hit, or several as Hits."""
-        if isinstance(index, slice):
-            return Hits(super().__getitem__(index))
-        return super().__getitem__(index)
-
-    def to_dicts(self) -> list[dict[str, Any]]:
-        """Return one plain dict a hit."""
-        return [hit.to_dict() for hit in self]
-
-    def to_pandas(self) -> pd.DataFrame:
-        """Return a DataFrame, one row a hit."""
-        try:
-            import pandas as pd
-        except ImportError as error:
-            raise MissingExtra("pandas", "data", "Hits.to_pandas()") from error
-        return pd.DataFrame(self.to_dicts(), columns=HIT_COLUMNS)
-
-    def to_arrow(self) -> pa.Table:
-        """Return a pyarrow Table; ``parts`` and ``metadata`` as JSON text, for want of a schema."""
-        try:
-            import pyarrow as pa
-        except ImportError as error:
-            raise MissingExtra("pyarrow", "data", "Hits.to_arrow()") from error
-        import json
-
-        rows = [
-            {**row, "parts": json.dumps(row["parts"]), "metadata": json.dumps(row["metadata"])}
-            for row in self.to_dicts()
-        ]
-        types = {"id": pa.int64(), "score": pa.float64()}
-        schema = pa.schema([(name, types.get(name, pa.string())) for name in HIT_COLUMNS])
-        return pa.Table.from_pylist(rows, schema=schema)
-
-
-@dataclass(frozen=True)
 class Step:
     """One part of a query: what it did, what it read, how long it took.
 
@@ -266,9 +167,6 @@ class Explanation:
             "milliseconds": self.milliseconds,
             "hits": self.hits.to_dicts(),
         }
-
-
-HIT_COLUMNS = ["id", "key", "score", "category", "text", "parts", "metadata", "occurred_at"]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from sqlalchemy import ColumnElement, Connection
 
 from memstore.catalog import memories, neurons, traces
 from memstore.catalog.filters import compile_filter
-from memstore.catalog.memories import StoredRow
+from memstore.catalog.memories import HitRow
 from memstore.catalog.neurons import EncoderRecord, StoreState
 from memstore.core.expression import Expression, NeuronQuery, NeuronRef
 from memstore.core.ranking import Ranked, decay, decayed
@@ -154,6 +154,6 @@ class View:
         found = traces.by_ids(self.connection, self.encoder.id, ids.tolist(), self.encoder.neurons)
         return dict(zip(found.ids.tolist(), found, strict=True))
 
-    def rows(self, ids: Int64) -> dict[int, StoredRow]:
-        """Return ``{id: stored row}``."""
-        return memories.rows_by_ids(self.connection, ids.tolist())
+    def rows(self, ids: Int64) -> dict[int, HitRow]:
+        """Return ``{id: what a hit shows of it}``."""
+        return memories.hit_rows(self.connection, ids.tolist())

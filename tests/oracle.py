@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
-from memstore.types import Hits
+from memstore.hits import Hits
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MISSING = object()

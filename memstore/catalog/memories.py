@@ -65,6 +65,10 @@ def from_microseconds(value: int) -> datetime:
     return EPOCH + value * MICROSECOND
 
 
+#: (id, text, category, key, metadata, occurred_at) as SQLite gives them.
+HitRow = tuple[int, str, str | None, str | None, str, int | None]
+
+
 class StoredRow(NamedTuple):
     """A row of ``COLUMNS`` as SQLite gives it."""
 
@@ -194,24 +198,28 @@ def prune_categories(connection: Connection) -> None:
     )
 
 
+JOIN = "FROM memory LEFT JOIN category ON category.id = category_id WHERE memory.id IN "
+HIT_ROWS = f"SELECT memory.id, text, category.name, key, metadata, occurred_at {JOIN}"
 ROWS = (
     "SELECT memory.id, text, category.name, key, metadata, occurred_at, created_at, updated_at "
-    "FROM memory LEFT JOIN category ON category.id = category_id WHERE memory.id IN "
+    f"{JOIN}"
 )
 
 
-def rows_by_ids(connection: Connection, ids: Sequence[int]) -> dict[int, StoredRow]:
-    """Return the stored rows with these ids, times and metadata undecoded."""
+def hit_rows(connection: Connection, ids: Sequence[int]) -> dict[int, HitRow]:
+    """Return what hits show of the memories with these ids, time and metadata undecoded."""
     if not ids:
         return {}
-    found = driver_of(connection).execute(ROWS + places(len(ids)), parameters(ids))
+    found = driver_of(connection).execute(HIT_ROWS + places(len(ids)), parameters(ids))
     return {row[0]: row for row in found}
 
 
-def by_ids(connection: Connection, ids: Iterable[int]) -> dict[int, Memory]:
+def by_ids(connection: Connection, ids: Sequence[int]) -> dict[int, Memory]:
     """Return the memories with these ids; missing ones are left out."""
-    rows = rows_by_ids(connection, list(ids))
-    return {i: to_memory(StoredRow(*row)) for i, row in rows.items()}
+    if not ids:
+        return {}
+    rows = driver_of(connection).execute(ROWS + places(len(ids)), parameters(ids))
+    return {row[0]: to_memory(StoredRow(*row)) for row in rows}
 
 
 def id_of_key(connection: Connection, key: str) -> int | None:

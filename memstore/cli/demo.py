@@ -15,9 +15,9 @@ import numpy as np
 from memstore import layout
 from memstore.cli.output import print_hits
 from memstore.errors import StoreError
+from memstore.hits import Hits
 from memstore.neurons.statistics import category_auc
 from memstore.store import MemoryStore
-from memstore.types import Hits
 
 #: Neurons worth showing fire for more narratives than an anecdote and fewer than a habit.
 FEWEST, MOST = 15, 110

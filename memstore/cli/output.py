@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from memstore.types import Hits
+from memstore.hits import Hits
 
 #: Width where stdout is no terminal and COLUMNS says nothing.
 WIDTH = 100
