@@ -37,6 +37,7 @@ from peers import BOUNDS, DENSE, PEERS, SPARSE, Batch, Engine, Float32, Found, M
 from memstore import MemoryStore, layout
 from memstore.core.expression import NeuronQuery
 from memstore.core.traces import concatenate
+from memstore.hits import Hits
 from memstore.index import storing
 from memstore.index.postings import NeuronIndex
 from memstore.sae.encode import SAE
@@ -83,13 +84,18 @@ class MemstoreEngine(Engine):
 
     def sparse(self, weights: Mapping[int, float], k: int) -> Found:
         query: Any = dict(weights)
-        return [(hit.id - 1, hit.score) for hit in self.store.composite(query, k)]
+        return pairs(self.store.composite(query, k))
 
     def dense(self, vector: Float32, k: int, below: int | None) -> Found:
         if self.near is None:
             raise NotImplementedError("search_vector")
         where = None if below is None else {"shade": {"$lt": below}}
-        return [(hit.id - 1, hit.score) for hit in self.near(vector, k, where=where)]
+        return pairs(self.near(vector, k, where=where))
+
+
+def pairs(hits: Hits) -> Found:
+    """Return (row, score), which is all that peers answer with; texts and shares are read too."""
+    return [(i - 1, score) for i, score in zip(hits.ids, hits.scores, strict=True)]
 
 
 class MemstoreIndexEngine(Engine):

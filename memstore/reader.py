@@ -98,8 +98,9 @@ class Reader(OpenStore):
                 page = next(pages, None)
             if page is None:
                 return
-            yield page
-            last = page[0][-1]
+            ids, vectors = page
+            yield ids, vectors.astype(np.float32)
+            last = ids[-1]
 
     # --- queries ---------------------------------------------------------------------------
 

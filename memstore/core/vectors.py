@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from memstore.errors import InvalidVector, StoreDamaged
-from memstore.types import Float32
+from memstore.types import Float16, Float32
 
 #: Rows checked at a time.
 CHECKED = 8_192
@@ -84,10 +84,9 @@ def pack_vectors(vectors: Float32) -> list[bytes]:
     return [row.tobytes() for row in halves]
 
 
-def unpack_vectors(blobs: Iterable[bytes], dimension: int) -> Float32:
-    """Return (n, dimension) float32 from stored blobs."""
+def unpack_vectors(blobs: Iterable[bytes], dimension: int) -> Float16:
+    """Return (n, dimension) from stored blobs, float16 as they are."""
     rows = list(blobs)
     if any(len(row) != 2 * dimension for row in rows):
         raise StoreDamaged("a stored vector is broken: run `memstore check --repair`")
-    flat = np.frombuffer(b"".join(rows), dtype="<f2")
-    return flat.reshape(-1, dimension).astype(np.float32)
+    return np.frombuffer(b"".join(rows), dtype="<f2").reshape(-1, dimension)

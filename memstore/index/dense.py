@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from memstore.core.ranking import NOTHING, Ranked, best
 from memstore.index.question import Work
 from memstore.index.selection import Selection
-from memstore.types import Float32, Int64
+from memstore.types import Float16, Float32, Int64
 
 #: More than float32 rounding can move a dot product of two unit vectors of a few thousand numbers.
 MARGIN = 1e-4
@@ -32,7 +32,7 @@ FEW = 300
 #: Beyond ``EXACT``, what is to be steered or faded is the nearest so many.
 NEAREST = 1_000
 #: Candidates scored again, of one list and of several: this many, or so many a hit.
-REFINED_ONE, REFINED_MANY, REFINED_A_HIT = 96, 128, 8
+REFINED_ONE, REFINED_MANY, REFINED_A_HIT = 80, 128, 8
 #: Up to so many vectors one list is read whole: at 100,000 lists would save nothing.
 ONE_LIST = 300_000
 #: Training: vectors a list, rounds of k-means, vectors for the product quantiser.
@@ -53,8 +53,8 @@ class Source(Protocol):
     def count(self) -> int:
         """Return how many vectors there are."""
 
-    def fetch(self, ids: Int64) -> Float32:
-        """Return the vectors of these memories, (n, d) float32, in the order of ``ids``."""
+    def fetch(self, ids: Int64) -> Float16:
+        """Return the vectors of these memories, (n, d) as stored, in the order of ``ids``."""
 
     def sample(self, count: int) -> Float32:
         """Return about so many vectors from all over, or all where there are fewer."""
@@ -134,7 +134,7 @@ class DenseIndex:
         return total > OUTGROWN * self.trained_for or dead > len(self) or total <= EXACT // 2
 
     def apply(
-        self, deleted: Sequence[int], written: Iterable[tuple[Sequence[int], Float32]], change: int
+        self, deleted: Sequence[int], written: Iterable[tuple[Sequence[int], Float16]], change: int
     ) -> None:
         """Take in what changed up to ``change``: deleted ids, and vectors of written memories."""
         self._kill(np.array(deleted, dtype=np.int64))
@@ -156,7 +156,7 @@ class DenseIndex:
                 return
             self.alive[np.isin(known, ids)] = False
 
-    def agrees(self, pages: Iterable[tuple[Sequence[int], Float32]]) -> bool:
+    def agrees(self, pages: Iterable[tuple[Sequence[int], Float16]]) -> bool:
         """Return whether this holds exactly these vectors; of lists only their ids are known."""
         rows = np.flatnonzero(self.alive)
         rows = rows[np.argsort(self.ids[rows], kind="stable")]
@@ -254,8 +254,9 @@ class DenseIndex:
         kept = source.fetch(self.ids[rows]) if self.trained_for else self._kept(rows)
         vectors, query = kept.astype(np.float64), vector.astype(np.float64)
         # Unit length holds to float16 only; dividing by the norms keeps a cosine within 1.
-        norms = np.sqrt((vectors * vectors).sum(axis=1)) * np.sqrt((query * query).sum())
-        return Ranked(self.ids[rows], np.minimum((vectors * query).sum(axis=1) / norms, 1.0))
+        norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors)) * np.sqrt((query * query).sum())
+        products = np.einsum("ij,j->i", vectors, query)
+        return Ranked(self.ids[rows], np.minimum(products / norms, 1.0))
 
     def _kept(self, rows: Int64) -> Float32:
         """Return the vectors that an exact index keeps."""
