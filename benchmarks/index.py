@@ -43,7 +43,7 @@ from memstore.index.postings import NeuronIndex
 from memstore.sae.encode import SAE
 from memstore.types import Float64, Traces
 
-K, ASKED, HELD_OUT, PAGE = 10, 200, 1000, 10_000
+K, HELD_OUT, PAGE = 10, 1000, 10_000
 ZIPF_WIDTH, ZIPF_FIRES = 4096, 32
 Postings = list[tuple[NDArray[np.int32], NDArray[np.float16]]]
 #: Jobs that ran when we began; other people's, therefore.
@@ -259,13 +259,13 @@ class Question:
         return float(np.count_nonzero(near) / len(self.scores))
 
 
-def questions(data: Data) -> dict[str, list[Question]]:
+def questions(data: Data, count: int) -> dict[str, list[Question]]:
     """Return seeded queries of every kind the data allows."""
     rng = np.random.default_rng(3)
     counts = np.bincount(data.traces.neurons, minlength=data.traces.width)
     frequency = counts / counts.sum()
     asked: dict[str, list[dict[int, float]]] = {"one": [], "1+1-": [], "3+1-": [], "trace": []}
-    for _ in range(ASKED):
+    for _ in range(count):
         for kind, signs in (("one", [1.0]), ("1+1-", [1.0, -1.0]), ("3+1-", [1.0] * 3 + [-1.0])):
             drawn = rng.choice(len(frequency), len(signs), replace=False, p=frequency)
             asked[kind].append(dict(zip(drawn.tolist(), signs, strict=True)))
@@ -276,7 +276,7 @@ def questions(data: Data) -> dict[str, list[Question]]:
         for kind, each in asked.items()
     }
     if data.vectors is not None:
-        vectors = data.asking[rng.choice(len(data.asking), ASKED, replace=False)]
+        vectors = data.asking[rng.choice(len(data.asking), count, replace=False)]
         for kind, bound in BOUNDS.items():
             scores = exact_dense(data.vectors, data.shade, vectors, bound)
             result[kind] = [
@@ -409,13 +409,14 @@ def run(arguments: argparse.Namespace, n: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
         data = zipf(n) if arguments.data == "zipf" else load(arguments, n, folder)
-        asked = questions(data)
+        asked = questions(data, arguments.queries)
         makes = [make for make in arguments.peers if make.kinds & set(asked)]
         ours = OURS[arguments.data]
         engines, figures = build_all([ours, *makes], folder, data, asked)
         result = {
             "n": n,
             "data": data.note,
+            "asked": arguments.queries,
             "queries": measure(engines, asked, data, arguments.rounds),
             "engines": figures,
         }
@@ -449,7 +450,7 @@ def print_run(result: Mapping[str, Any], ours: str) -> None:
     """Print both tables. A ratio is that figure of the engine divided by memstore's."""
     rows = result["queries"]
     base = {row["query"]: row for row in rows if row["engine"] == ours}
-    print(f"\n{result['data']}; k = {K}, {ASKED} queries a kind; ratios are engine / memstore\n")
+    print(f"\n{result['data']}; k = {K}, {result['asked']} queries a kind; ratios are engine / memstore\n")
     columns = f"{'p50 ms':>10}{'ratio':>10}{'p99 ms':>10}{'ratio':>10}{'recall':>8}{'missing':>9}"
     print(f"{'query':<11}{'engine':<16}{columns}")
     for row in rows:
@@ -546,6 +547,7 @@ def main() -> None:
     parser.add_argument("--vectors", type=Path)
     parser.add_argument("--texts", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--queries", type=int, default=200, help="of each kind")
     parser.add_argument("--folder", type=Path, help="where engines write; a temporary folder in it")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()

@@ -176,6 +176,26 @@ def test_threads_share_one_store(path, encoder):
         assert store.check() == []
 
 
+def test_a_thread_that_writes_batch_after_batch_starves_no_other(path, encoder):
+    """SQLite's own waiting naps up to 0.1 s between tries, and would miss every gap."""
+    with MemoryStore.open(path, encoder=encoder, busy_timeout=2.0) as store:
+        done = threading.Event()
+
+        def write_on_and_on():
+            while not done.wait(0.002):
+                with store._database.write():
+                    time.sleep(0.2)
+
+        busy = threading.Thread(target=write_on_and_on)
+        busy.start()
+        try:
+            ids = [store.insert(f"in between {i}") for i in range(5)]
+        finally:
+            done.set()
+            busy.join()
+        assert [store.get(i).text for i in ids] == [f"in between {i}" for i in range(5)]
+
+
 def test_two_processes_may_create_the_same_store(path):
     """Both end with one schema and all memories."""
     first = child(path, "store.insert('one')")

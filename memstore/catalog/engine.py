@@ -20,7 +20,7 @@ from sqlalchemy.pool import QueuePool, StaticPool
 
 from memstore.catalog.failures import translated
 from memstore.catalog.files import Mode, file_uri
-from memstore.errors import StoreClosed, StoreError, StoreReadOnly
+from memstore.errors import StoreClosed, StoreError, StoreLocked, StoreReadOnly
 
 #: FTS5, upserts, RETURNING and json_each with types all exist from here on.
 OLDEST_SQLITE = (3, 35, 0)
@@ -52,6 +52,9 @@ class Database:
         self._turn: threading.RLock | nullcontext[None] = (
             nullcontext() if path else threading.RLock()
         )
+        # SQLite lets a waiting writer try again after longer and longer naps; one that writes batch
+        # after batch in this process would starve every other thread, so here they queue.
+        self._writing = threading.Lock()
         self._uri = ":memory:" if path is None else file_uri(path, mode)
         self._owner: int | None = os.getpid()
         self.engine = self._engine()
@@ -155,12 +158,25 @@ class Database:
             raise StoreReadOnly(
                 f'{self.name} was opened with mode="r": open it with mode="rw" to write'
             )
-        with self._connection() as connection:
+        with self._queued(), self._connection() as connection:
             writer = connection.execution_options(memstore_begin="IMMEDIATE")
             # A bulk insert touches more pages than the 2 MB that SQLite keeps by default.
             driver_of(connection).execute(f"PRAGMA cache_size = -{WRITER_CACHE_KIB}")
             with writer.begin():
                 yield writer
+
+    @contextmanager
+    def _queued(self) -> Iterator[None]:
+        """Wait for this process's other writers."""
+        if not self._writing.acquire(timeout=self.busy_timeout):
+            raise StoreLocked(
+                f"{self.name} is being written by another thread: try again, or open it with a "
+                "longer busy_timeout"
+            )
+        try:
+            yield
+        finally:
+            self._writing.release()
 
     @contextmanager
     def driver(self) -> Iterator[sqlite3.Connection]:
