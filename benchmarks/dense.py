@@ -13,7 +13,7 @@ import numpy as np
 
 from memstore.index.dense import DenseIndex
 from memstore.index.selection import Selection
-from memstore.types import Float16, Float32, Int64
+from memstore.types import Float32, Int64
 
 HELD_OUT, ASKED, K, PAGE = 1_000, 300, 10, 8_192
 
@@ -28,15 +28,15 @@ class InMemory:
         """Return how many vectors there are."""
         return len(self.vectors)
 
-    def fetch(self, ids: Int64) -> Float16:
+    def fetch(self, ids: Int64) -> Float32:
         """Return vectors by id."""
-        return np.asarray(self.vectors[ids - 1])
+        return self.vectors[ids - 1].astype(np.float32)
 
     def sample(self, count: int) -> Float32:
         """Return some from all over."""
         n = len(self.vectors)
         chosen = np.random.default_rng(1).choice(n, min(count, n), replace=False)
-        return self.fetch(np.sort(chosen) + 1).astype(np.float32)
+        return self.fetch(np.sort(chosen) + 1)
 
 
 def nearest(queries: Float32, vectors: Float32, ids: Int64) -> list[set[int]]:

@@ -22,7 +22,7 @@ from memstore.catalog.neurons import EncoderRecord, StoreState
 from memstore.errors import IndexDamaged
 from memstore.index import files, storing
 from memstore.index.postings import NeuronIndex
-from memstore.types import Float16, Float32, Int64
+from memstore.types import Float32, Int64
 
 if TYPE_CHECKING:
     from memstore.index.dense import DenseIndex
@@ -202,7 +202,7 @@ class Vectors:
         """Return how many vectors there are."""
         return traces.count_vectors(self.now.connection)
 
-    def fetch(self, ids: Int64) -> Float16:
+    def fetch(self, ids: Int64) -> Float32:
         """Return the vectors of these memories, in the order of ``ids``."""
         found, vectors = traces.vectors_by_ids(
             self.now.connection, self.now.encoder.id, ids.tolist(), self.now.encoder.dimension
@@ -223,7 +223,7 @@ class Vectors:
             ids = traces.existing(self.now.connection, self.now.encoder.id, drawn.tolist())
             wanted = np.union1d(wanted, np.array(ids, dtype=np.int64))
         chosen = np.sort(dice.permutation(wanted)[:count])
-        return self.fetch(chosen).astype(np.float32)
+        return self.fetch(chosen)
 
 
 def usable(index: NeuronIndex | None, now: Moment) -> bool:

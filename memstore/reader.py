@@ -98,9 +98,8 @@ class Reader(OpenStore):
                 page = next(pages, None)
             if page is None:
                 return
-            ids, vectors = page
-            yield ids, vectors.astype(np.float32)
-            last = ids[-1]
+            yield page
+            last = page[0][-1]
 
     # --- queries ---------------------------------------------------------------------------
 

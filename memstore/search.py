@@ -173,8 +173,7 @@ class Searcher:
         if not found:
             raise MemoryNotFound(f"no memory has id {memory_id}: `list` shows which there are")
         trace = fired[memory_id] if by == "trace" else None
-        itself = vectors[0].astype(np.float32)
-        question = Question("", itself, trace, without=memory_id)
+        question = Question("", vectors[0], trace, without=memory_id)
         return self._near(question, k, where, options)
 
     def by_vector(self, vector: ArrayLike, k: int, where: Where | None, options: Options) -> Hits:

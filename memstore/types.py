@@ -20,7 +20,6 @@ from memstore.hits import Hits
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
-Float16 = NDArray[np.float16]
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]

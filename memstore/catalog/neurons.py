@@ -14,6 +14,7 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 from memstore.catalog.engine import driver_of
 from memstore.catalog.lists import parameters, places
 from memstore.catalog.schema import encoder, neuron, store
+from memstore.core.vectors import stored_sizes
 from memstore.errors import StoreNotFound
 from memstore.types import Float64, Int64
 
@@ -180,18 +181,22 @@ def integrity(connection: Connection) -> list[str]:
 
 def broken(connection: Connection) -> list[int]:
     """Return the memories whose vector or trace is missing, or of a size that cannot be."""
+    record = active_encoder(connection)
+    if record is None:
+        return []
     rows = connection.execute(
         text(
             """
             SELECT memory.id FROM memory JOIN store JOIN encoder ON encoder.id = store.encoder_id
             LEFT JOIN vector ON vector.memory_id = memory.id AND vector.encoder_id = encoder.id
             LEFT JOIN trace ON trace.memory_id = memory.id AND trace.encoder_id = encoder.id
-            WHERE coalesce(length(vector), -1) != 2 * encoder.dimension
+            WHERE coalesce(length(vector), -1) NOT IN (SELECT value FROM json_each(:sizes))
                OR coalesce(length(activations), -1) % 2 != 0
                OR coalesce(length(trace.neurons), -1) !=
                   length(activations) / 2 * CASE WHEN encoder.neurons <= 65536 THEN 2 ELSE 4 END
             ORDER BY memory.id
             """
-        )
+        ),
+        {"sizes": json.dumps(stored_sizes(record.dimension))},
     )
     return list(rows.scalars())

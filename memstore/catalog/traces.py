@@ -13,7 +13,7 @@ from memstore.catalog.lists import parameters, places
 from memstore.catalog.schema import deletion, memory, trace, vector
 from memstore.core import traces as packed
 from memstore.core.vectors import pack_vectors, unpack_vectors
-from memstore.types import Float16, Float32, Traces
+from memstore.types import Float32, Traces
 
 #: Rows fetched at a time when a whole store is read: a page of vectors is 12 MB.
 PAGE = 8192
@@ -57,7 +57,7 @@ def by_ids(connection: Connection, encoder_id: int, ids: Sequence[int], width: i
 
 def vectors_by_ids(
     connection: Connection, encoder_id: int, ids: Sequence[int], dimension: int
-) -> tuple[list[int], Float16]:
+) -> tuple[list[int], Float32]:
     """Return (ids ascending, their vectors); missing ones are left out."""
     if not ids:
         return [], unpack_vectors([], dimension)
@@ -83,7 +83,7 @@ def changed_traces(
 
 def changed_vectors(
     connection: Connection, encoder_id: int, since: int, dimension: int, after: int = 0
-) -> Iterator[tuple[list[int], Float16]]:
+) -> Iterator[tuple[list[int], Float32]]:
     """Yield (ids ascending, vectors) of memories written after change ``since``, by the page.
 
     Only ids above ``after``.

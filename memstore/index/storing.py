@@ -99,7 +99,7 @@ def load_block(folder: Path, name: str) -> Block:
         and len(arrays["activations"]) == postings
         and len(arrays["norms"]) == rows
         and len(arrays["row_sums"]) == -(-rows // CHUNK_ROWS)
-        and bool(np.all(np.diff(offsets.astype(np.int64)) > 0))
+        and ("offsets" not in arrays or bool(np.all(offsets[1:] > offsets[:-1])))
     )
     runs = load_runs(fields["width"], arrays) if "run_starts" in arrays else None
     if not sound or (runs is not None and len(runs.rows) != postings):
@@ -130,12 +130,12 @@ def load_block(folder: Path, name: str) -> Block:
 def load_runs(width: int, arrays: Mapping[str, NDArray[Any]]) -> Runs:
     """Return the runs among a block's arrays."""
     runs = Runs(arrays["run_starts"], arrays["run_rows"], arrays["run_codes"], arrays["maxima"])
-    edges = runs.starts.astype(np.int64)
+    edges = runs.starts
     sound = (
         len(edges) == width + 1
         and edges[0] == 0
         and edges[-1] == len(runs.rows) == len(runs.codes)
-        and bool(np.all(np.diff(edges) >= 0))
+        and bool(np.all(edges[1:] >= edges[:-1]))
         and len(runs.maxima) == len(arrays["run_sums"]) == width
     )
     if not sound:
