@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from memstore.core import traces as packed
 from memstore.sae import weights
-from memstore.sae.config import SAEConfig
+from memstore.sae.config import PROTOTYPES, SAEConfig
 from memstore.types import Float32, Int64, Traces
 
 #: Rows encoded at a time: pre-activations of 2,048 neurons take 16 MB.
@@ -22,13 +22,17 @@ BATCH = 2048
 class SAE:
     """A sparse autoencoder ready to encode.
 
+    ::
+
+        z = W_e (x - b_d) + b_e       x_hat = W_d a + b_d
+
     ``topk`` (Makhzani and Frey, "k-Sparse Autoencoders", arXiv 1312.5663; Gao et al., arXiv
-    2406.04093)::
+    2406.04093) and ``matryoshka`` (Bussmann et al., arXiv 2503.17547): a = the k largest of
+    ReLU(z). ``relu`` (Bricken et al., "Towards Monosemanticity", 2023): a = ReLU(z). ``batch_topk``
+    (Bussmann et al., arXiv 2412.06410) and ``jump_relu`` (Rajamanoharan et al., arXiv 2407.14435):
+    a = z where z > t, one threshold for all neurons or one for each.
 
-        z = ReLU(W_e (x - b_d) + b_e)       a = the k largest of z, the others 0
-        x_hat = W_d a + b_d
-
-    ``sparse_memory_text`` (the prototype)::
+    The prototype's, ``sparse_memory`` (without a projection, p = x) and ``sparse_memory_text``::
 
         p = ReLU(W_p x + b_p)    a = ReLU(W_e p + b_e)    p_hat = sigmoid(W_d a + b_d)
     """
@@ -49,15 +53,25 @@ class SAE:
     def activations(self, vectors: Float32) -> Float32:
         """Return the (n, neurons) activations of (n, d) vectors."""
         t = self.tensors
-        if self.config.architecture == "sparse_memory_text":
-            projected = relu(vectors @ t["projection.weight"].T + t["projection.bias"])
-            return relu(projected @ t["encoder.weight"].T + t["encoder.bias"])
-        return keep_largest(relu(self._before_relu(vectors)), self.k)
+        if self.config.architecture in PROTOTYPES:
+            events = vectors
+            if "projection.weight" in t:
+                events = relu(vectors @ t["projection.weight"].T + t["projection.bias"])
+            return relu(events @ t["encoder.weight"].T + t["encoder.bias"])
+        values = self._before_relu(vectors)
+        if "threshold" in t:
+            return np.where(values > t["threshold"], values, np.float32(0))
+        return keep_largest(relu(values), self.k)
 
     @property
     def k(self) -> int:
         """How many neurons may fire for one vector."""
-        return self.config.k or self.config.neurons
+        return (self.config.k if self.chooses_k else None) or self.config.neurons
+
+    @property
+    def chooses_k(self) -> bool:
+        """Whether activations are the k largest of each vector."""
+        return self.config.architecture in ("topk", "matryoshka")
 
     def encode(self, vectors: Float32, ids: Int64 | None = None) -> Traces:
         """Return the traces of (n, d) vectors, activations rounded to float16 as stored."""
@@ -73,7 +87,7 @@ class SAE:
 
     def _page(self, vectors: Float32) -> Traces:
         """Return the traces of one page; for TopK without a dense matrix of activations."""
-        if self.config.architecture != "topk" or not 0 < self.k < self.config.neurons:
+        if not (self.chooses_k and 0 < self.k < self.config.neurons):
             return packed.from_dense(self.activations(vectors))
         values = self._before_relu(vectors)
         found = largest_entries(values, self.k)
@@ -93,7 +107,7 @@ class SAE:
         For ``sparse_memory_text`` that of the projected vector, shape (n, event_size).
         """
         linear = activations @ self.tensors["decoder.weight"].T + self.tensors["decoder.bias"]
-        if self.config.architecture == "sparse_memory_text":
+        if self.config.architecture in PROTOTYPES:
             return np.asarray(1.0 / (1.0 + np.exp(-linear)), dtype=np.float32)
         return np.asarray(linear, dtype=np.float32)
 

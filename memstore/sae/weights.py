@@ -72,6 +72,8 @@ def checked(config: SAEConfig, tensors: Tensors) -> dict[str, Float32]:
         result[name] = np.ascontiguousarray(tensor, dtype=np.float32)
         if not np.isfinite(result[name]).all():
             raise InvalidWeights(f"{name} has NaN or infinity: train again with a lower rate")
+        if name == "threshold" and (result[name] < 0).any():
+            raise InvalidWeights("a threshold is below 0: activations could be negative")
     return result
 
 
