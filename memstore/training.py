@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,28 +70,44 @@ def cached_vectors(texts: Sequence[str], embedder: Embedder, cache: Path) -> Flo
     return np.concatenate(parts)
 
 
-def train(
+def train(  # noqa: PLR0913 - two more than a trainer: where to, and how exactly
     vectors: Float32,
     config: SAEConfig,
     schedule: TrainConfig,
     split: Split,
     out: Path,
     dtype: type[np.floating],
+    *,
+    weigh: Float32 | None = None,
+    base: Path | None = None,
 ) -> Measures:
     """Train an SAE and write its folder; returns its measures on the held-out rows.
 
-    ``out`` gets weights, config, measures and training settings; checkpoints lie in OUT.work.
-    Raises ``MissingExtra`` without torch, ``InvalidInput`` for too few rows.
+    ``out`` gets weights, config, measures and training settings; checkpoints and the log lie in
+    OUT.work. ``weigh``, (n, 2), weighs each row's reconstruction and sparsity; ``base`` are
+    weights to start from. Raises ``MissingExtra`` without torch, ``InvalidInput`` for too few rows,
+    ``InvalidWeights`` for a base that does not fit.
     """
     if len(vectors) < FEWEST:
         raise InvalidInput(f"{len(vectors)} texts are too few to train on: at least {FEWEST}")
     try:
+        import torch
+
         from memstore.sae.train import Trainer
     except ImportError as error:
         raise MissingExtra("torch", "train", "training") from error
+    if schedule.device != "cpu" and not torch.cuda.is_available():
+        raise InvalidInput(f"torch finds no GPU for device={schedule.device!r}: train on the cpu")
     held_out = split.held_out(vectors)
-    work = out.with_name(out.name + ".work")
-    trainer = Trainer(vectors[~held_out], config, schedule, work)
+    trainer = Trainer(
+        vectors[~held_out],
+        config,
+        schedule,
+        out.with_name(out.name + ".work"),
+        row_weights=None if weigh is None else weigh[~held_out],
+        base=None if base is None else weights.load(base)[1],
+        held_out=vectors[held_out] if held_out.any() else None,
+    )
     report = Progress("rows trained")
     model = trainer.run(report)
     report.close()
@@ -102,6 +118,18 @@ def train(
     write_json(out / TRAINING, settings)
     write_json(out / METRICS, result.to_dict())
     return result
+
+
+def row_weights(categories: Sequence[str], weigh: Mapping[str, tuple[float, float]]) -> Float32:
+    """Return (n, 2) weights of reconstruction and sparsity, 1 and 1 for categories not named.
+
+    Raises ``InvalidInput`` for a category that no row has.
+    """
+    if unknown := set(weigh) - set(categories):
+        known = ", ".join(sorted(set(categories))[:10])
+        raise InvalidInput(f"no text has the category {min(unknown)!r}: there are {known}")
+    pairs = [weigh.get(category, (1.0, 1.0)) for category in categories]
+    return np.array(pairs, dtype=np.float32)
 
 
 def evaluate(folder: Path, vectors: Float32, *, held_out: bool) -> Measures:

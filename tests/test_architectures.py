@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from memstore import layout
+from memstore import layout, training
 from memstore.encoder import Encoder
-from memstore.errors import InvalidWeights
+from memstore.errors import InvalidInput, InvalidWeights
 from memstore.sae import weights
 from memstore.sae.config import SAEConfig
 from memstore.sae.encode import SAE
@@ -293,6 +293,13 @@ def test_training_stops_where_held_out_vectors_gain_nothing(vectors, tmp_path):
     epochs = [line for line in log_of(tmp_path) if "held_out_fvu" in line]
     assert 3 <= len(epochs) < 60
     assert all(line["held_out_fvu"] > 0 for line in epochs)
+
+
+def test_a_gpu_that_is_not_there_is_one_clear_error(vectors, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config, schedule = SAEConfig("topk", 16, 64, k=6), TrainConfig(device="cuda")
+    with pytest.raises(InvalidInput, match="train on the cpu"):
+        training.train(vectors, config, schedule, training.Split(), tmp_path, np.float32)
 
 
 @pytest.mark.parametrize(

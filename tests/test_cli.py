@@ -338,6 +338,43 @@ def test_demo_answers_with_reasons(tmp_path):
     assert "450 of 450 memories" in done.stderr
 
 
+def test_the_prototypes_two_steps_from_the_shell(tmp_path):
+    """Base weights, then fine-tuning with weights a category; wrong input is one line."""
+    pytest.importorskip("torch", reason="training needs the train extra")
+    samples = ROOT / "memstore" / "samples" / "narratives.json"
+    shared = (
+        samples,
+        "--neurons",
+        30,
+        "--epochs",
+        30,
+        "--batch",
+        50,
+        "--cache",
+        tmp_path / "cache",
+    )
+    text = ("train", *shared, "--architecture", "sparse_memory_text")
+    memstore(*text, "--out", tmp_path / "base")
+    weigh = ("--weigh", "Routine=1:2", "--weigh", "Strong Emotional=2:0.5")
+    memstore(*text, "--out", tmp_path / "tuned", "--base", tmp_path / "base", *weigh)
+    measured = memstore(
+        "evaluate", tmp_path / "tuned", samples, "--cache", tmp_path / "cache", "--json"
+    )
+    figures = json.loads(measured.stdout)
+    assert figures["fvu"] is None
+    assert 0 < figures["readout_fvu"] < 1
+    memstore("init", tmp_path / "own.db", "--sae", tmp_path / "tuned")
+    memstore("insert", tmp_path / "own.db", "A quiet morning.")
+    for wrong in (
+        ("--weigh", "Routine=1"),
+        ("--weigh", "Holiday=1:1"),
+        ("--base", tmp_path / "no"),
+    ):
+        refused = memstore(*text, "--out", tmp_path / "x", *wrong, ok=False)
+        assert "Traceback" not in refused.stderr
+        assert refused.stderr.strip().splitlines()[-1].startswith("memstore: ")
+
+
 def test_training_from_the_shell_makes_an_encoder_that_works(tmp_path):
     """train, evaluate, init with it, insert, and a neuron below the new number of neurons."""
     pytest.importorskip("torch", reason="training needs the train extra")

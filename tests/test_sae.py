@@ -108,7 +108,8 @@ def test_a_checkpoint_of_another_run_is_not_taken_up(vectors, tmp_path):
 
 
 def test_measures_equal_their_definitions(vectors):
-    """FVU, L0, dead and fire rates, each from the dense matrix."""
+    """FVU, L0, dead and fire rates from the dense matrix; the read-out by scikit-learn's ridge."""
+    Ridge = pytest.importorskip("sklearn.linear_model").Ridge  # noqa: N806 - a class
     sae = SAE(
         CONFIG,
         {
@@ -121,6 +122,12 @@ def test_measures_equal_their_definitions(vectors):
     decoded = dense @ sae.tensors["decoder.weight"].T + sae.tensors["decoder.bias"]
     variance = ((vectors - vectors.mean(axis=0)) ** 2).sum()
     assert found.fvu == pytest.approx(((vectors - decoded) ** 2).sum() / variance, rel=1e-4)
+    even, odd = slice(0, None, 2), slice(1, None, 2)
+    ridge = 1e-2 * dense[even].var(axis=0).mean() * len(dense[even])
+    fitted = Ridge(alpha=ridge).fit(dense[even], vectors[even])
+    rest = ((fitted.predict(dense[odd]) - vectors[odd]) ** 2).sum()
+    spread = ((vectors[odd] - vectors[odd].mean(axis=0)) ** 2).sum()
+    assert found.readout_fvu == pytest.approx(rest / spread, rel=1e-3)
     assert found.l0 == pytest.approx((dense > 0).sum(axis=1).mean())
     assert found.dead == ((dense > 0).sum(axis=0) == 0).sum()
     assert found.max_fire_rate == pytest.approx((dense > 0).mean(axis=0).max())

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar, get_args
 
 import click
 
 from memstore.cli.options import json_option
 from memstore.cli.output import print_facts, print_json
-from memstore.errors import MissingExtra
+from memstore.errors import InvalidInput, MissingExtra
 from memstore.files import read_rows
+from memstore.sae.config import WITH_K, Architecture, SAEConfig
 from memstore.sae.measure import Measures
 from memstore.types import Float32
+
+F = TypeVar("F", bound=Callable[..., Any])
+COUNT = click.IntRange(1)
 
 texts_argument = click.argument("files", nargs=-1, required=True)
 field_option = click.option(
@@ -29,13 +36,29 @@ cache_option = click.option(
 )
 
 
-def read_vectors(files: tuple[str, ...], text: str, embedder: str | None, cache: Path) -> Float32:
-    """Return the vectors of all texts in some files."""
+def read_texts(files: tuple[str, ...], text: str, category: str) -> tuple[list[str], list[str]]:
+    """Return the texts in some files, and their categories, "" where there is none."""
+    rows = [row for file in files for row in read_rows(file, None, text)]
+    return [str(row[text]) for row in rows], [str(row.get(category) or "") for row in rows]
+
+
+def embed(texts: list[str], embedder: str | None, cache: Path) -> Float32:
+    """Return the vectors of texts, from the cache where it has them."""
     from memstore.encoder import embedder_config, load_embedder
     from memstore.training import cached_vectors
 
-    texts = [str(row[text]) for file in files for row in read_rows(file, None, text)]
     return cached_vectors(texts, load_embedder(embedder_config(embedder)), cache)
+
+
+def read_weights(weigh: tuple[str, ...]) -> dict[str, tuple[float, float]]:
+    """Return ``{category: (weight of reconstruction, of sparsity)}`` of CATEGORY=R:S options."""
+    found = {}
+    for given in weigh:
+        match = re.fullmatch(r"(.+)=([0-9]+\.?[0-9]*):([0-9]+\.?[0-9]*)", given, re.DOTALL)
+        if match is None:
+            raise InvalidInput(f"--weigh {given!r}: write it like --weigh 'Routine=1:2'")
+        found[match[1]] = (float(match[2]), float(match[3]))
+    return found
 
 
 def print_measures(result: Measures, *, as_json: bool) -> None:
@@ -43,32 +66,92 @@ def print_measures(result: Measures, *, as_json: bool) -> None:
     if as_json:
         print_json(result.to_dict())
     else:
-        print_facts({name: f"{value:,.4g}" for name, value in result.to_dict().items()})
+        facts = result.to_dict().items()
+        print_facts({n: "-" if value is None else f"{value:,.4g}" for n, value in facts})
+
+
+def sae_options(command: F) -> F:
+    """Add what an SAE is: architecture and sizes."""
+    options = (
+        click.option(
+            "--architecture",
+            type=click.Choice(get_args(Architecture)),
+            default="topk",
+            show_default=True,
+            help="docs/encoder.md has their equations.",
+        ),
+        click.option("--neurons", type=COUNT, default=2048, show_default=True, help="How many."),
+        click.option(
+            "-k",
+            type=COUNT,
+            default=32,
+            show_default=True,
+            help="How many neurons may fire for one text, or do on average: of topk, batch_topk, "
+            "jump_relu and matryoshka.",
+        ),
+        click.option(
+            "--event-size",
+            type=COUNT,
+            default=300,
+            show_default=True,
+            help="Width of the projection of sparse_memory_text.",
+        ),
+    )
+    for option in reversed(options):  # decorators print from the bottom up
+        command = option(command)
+    return command
+
+
+def schedule_options(command: F) -> F:
+    """Add how to train."""
+    options = (
+        click.option("--epochs", type=COUNT, default=20, show_default=True, help="Passes."),
+        click.option("--batch", type=COUNT, default=1024, show_default=True, help="Texts a step."),
+        click.option(
+            "--sparsity",
+            type=click.FloatRange(0),
+            help="Weight of the L1, KL or L0 penalty. Default: the architecture's own.",
+        ),
+        click.option(
+            "--patience",
+            type=COUNT,
+            help="Stop when so many passes gained nothing on held-out texts.",
+        ),
+        click.option(
+            "--seed",
+            type=click.IntRange(0),
+            default=0,
+            show_default=True,
+            help="Decides weights, order and hold-out.",
+        ),
+        click.option(
+            "--device",
+            type=click.Choice(["cpu", "cuda"]),
+            default="cpu",
+            show_default=True,
+            help="Where to train.",
+        ),
+    )
+    for option in reversed(options):  # decorators print from the bottom up
+        command = option(command)
+    return command
 
 
 @click.command("train")
 @texts_argument
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Weights folder.")
+@sae_options
+@schedule_options
 @click.option(
-    "--neurons", type=click.IntRange(1), default=2048, show_default=True, help="How many neurons."
+    "--base", type=click.Path(path_type=Path), help="Weights to start from: a folder, or a .pth."
 )
 @click.option(
-    "-k",
-    type=click.IntRange(1),
-    default=32,
-    show_default=True,
-    help="How many may fire for one text.",
+    "--weigh",
+    multiple=True,
+    metavar="CATEGORY=R:S",
+    help="Weights of a category's reconstruction and sparsity, in the prototype's networks.",
 )
-@click.option(
-    "--epochs", type=click.IntRange(1), default=20, show_default=True, help="Passes over the texts."
-)
-@click.option(
-    "--seed",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help="Decides weights, order and hold-out.",
-)
+@click.option("--category", default="category", show_default=True, help="Field with the category.")
 @click.option("--float16", is_flag=True, help="Store weights in half the space, for shipping.")
 @field_option
 @embedder_option
@@ -77,17 +160,17 @@ def print_measures(result: Measures, *, as_json: bool) -> None:
 def train_command(
     files: tuple[str, ...],
     out: Path,
-    neurons: int,
-    k: int,
-    epochs: int,
-    seed: int,
+    base: Path | None,
+    weigh: tuple[str, ...],
+    category: str,
     float16: bool,
     text: str,
     embedder: str | None,
     cache: Path,
     as_json: bool,
+    **chosen: Any,
 ) -> None:
-    """Train a TopK SAE on the texts of FILES and write its weights folder.
+    """Train an SAE on the texts of FILES and write its weights folder.
 
     `memstore init STORE --sae FOLDER` then makes a store with it. Run again after an interruption.
     """
@@ -97,18 +180,26 @@ def train_command(
         from memstore.sae.train import TrainConfig
     except ImportError as error:
         raise MissingExtra("torch", "train", "training") from error
-    from memstore.sae.config import SAEConfig
-    from memstore.training import Split, train
+    from memstore.training import Split, row_weights, train
 
-    vectors = read_vectors(files, text, embedder, cache)
-    result = train(
-        vectors,
-        SAEConfig("topk", vectors.shape[1], neurons, k=k),
-        TrainConfig(epochs=epochs, seed=seed),
-        Split(seed=seed),
-        out,
-        np.float16 if float16 else np.float32,
+    texts, categories = read_texts(files, text, category)
+    by_category = read_weights(weigh)
+    given = row_weights(categories, by_category) if by_category else None
+    vectors = embed(texts, embedder, cache)
+    architecture, neurons = chosen.pop("architecture"), chosen.pop("neurons")
+    k, event_size = chosen.pop("k"), chosen.pop("event_size")
+    config = SAEConfig(
+        architecture,
+        vectors.shape[1],
+        neurons,
+        k=k if architecture in WITH_K else None,
+        event_size=event_size if architecture == "sparse_memory_text" else None,
     )
+    chosen["batch"] = min(chosen["batch"], len(texts))
+    schedule = TrainConfig(**chosen)
+    dtype = np.float16 if float16 else np.float32
+    split = Split(seed=schedule.seed)
+    result = train(vectors, config, schedule, split, out, dtype, weigh=given, base=base)
     print_measures(result, as_json=as_json)
 
 
@@ -132,5 +223,6 @@ def evaluate_command(
     """Measure the SAE in FOLDER on the texts of FILES: FVU, L0, dead neurons, fire rates."""
     from memstore.training import evaluate
 
-    vectors = read_vectors(files, text, embedder, cache)
+    texts, _ = read_texts(files, text, text)
+    vectors = embed(texts, embedder, cache)
     print_measures(evaluate(folder, vectors, held_out=held_out), as_json=as_json)

@@ -10,6 +10,11 @@ from numpy.typing import NDArray
 from memstore.sae.encode import BATCH, SAE
 from memstore.types import Float32
 
+#: Rows that a read-out is fitted to and measured on.
+READOUT_ROWS = 20_000
+#: Of the mean variance of a neuron.
+RIDGE = 1e-2
+
 
 @dataclass(frozen=True)
 class Measures:
@@ -19,8 +24,12 @@ class Measures:
     """
 
     rows: int
-    fvu: float
-    """sum ||x - x_hat||^2 / sum ||x - mean||^2, the mean per dimension over these rows."""
+    fvu: float | None
+    """sum ||x - x_hat||^2 / sum ||x - mean||^2, the mean per dimension over these rows; None where
+    something else than the vector is decoded."""
+    readout_fvu: float
+    """The same for the best linear map from activations to vectors (ridge), fitted to every other
+    row and measured on those between: one axis for architectures of any decoder."""
     l0: float
     """Mean number of neurons that fire for a vector."""
     dead: int
@@ -30,7 +39,7 @@ class Measures:
     over_10_percent: int
     """How many neurons fire for more than a tenth of the vectors."""
 
-    def to_dict(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, float | None]:
         """Return plain numbers for JSON."""
         return asdict(self)
 
@@ -38,23 +47,52 @@ class Measures:
 def measure(sae: SAE, vectors: Float32) -> Measures:
     """Return the measures of ``sae`` on (n, d) vectors, activations rounded as stored."""
     error, fires = 0.0, np.zeros(sae.config.neurons, dtype=np.int64)
+    decodes = sae.config.event_size is None
     for start in range(0, len(vectors), BATCH):
         batch = vectors[start : start + BATCH]
-        activations = sae.activations(batch).astype(np.float16).astype(np.float32)
+        activations = stored(sae, batch)
         fires += np.count_nonzero(activations, axis=0)
-        error += float(np.sum((batch - sae.decode(activations)).astype(np.float64) ** 2))
+        if decodes:
+            error += float(np.sum((batch - sae.decode(activations)).astype(np.float64) ** 2))
     spread = float(np.sum((vectors - vectors.mean(axis=0)).astype(np.float64) ** 2))
     rates = fires / len(vectors)
     dead = int(np.count_nonzero(fires == 0))
     return Measures(
         rows=len(vectors),
-        fvu=error / spread,
+        fvu=error / spread if decodes else None,
+        readout_fvu=readout(sae, vectors[:READOUT_ROWS]),
         l0=float(fires.sum() / len(vectors)),
         dead=dead,
         dead_share=dead / sae.config.neurons,
         max_fire_rate=float(rates.max()),
         over_10_percent=int(np.count_nonzero(rates > 0.1)),
     )
+
+
+def stored(sae: SAE, vectors: Float32) -> Float32:
+    """Return the (n, neurons) activations as a store would keep them."""
+    return sae.activations(vectors).astype(np.float16).astype(np.float32)
+
+
+def readout(sae: SAE, vectors: Float32) -> float:
+    """Return the FVU of the ridge read-out: fitted to even rows, measured on odd ones."""
+    fitted, measured = vectors[::2], vectors[1::2]
+    if not len(measured):
+        return float("nan")
+    centre, mean = fitted.mean(axis=0), stored(sae, fitted).mean(axis=0)
+    gram = np.zeros((sae.config.neurons, sae.config.neurons))
+    product = np.zeros((sae.config.neurons, vectors.shape[1]))
+    for start in range(0, len(fitted), BATCH):
+        batch = fitted[start : start + BATCH]
+        inputs = stored(sae, batch) - mean
+        gram += inputs.T @ inputs
+        product += inputs.T @ (batch - centre)
+    # Enough to make silent and double neurons harmless, too little to be seen else.
+    ridge = RIDGE * max(float(np.trace(gram)) / len(gram), 1e-12)
+    weights = np.linalg.solve(gram + ridge * np.eye(len(gram)), product)
+    guess = (stored(sae, measured) - mean) @ weights + centre
+    spread = np.sum((measured - measured.mean(axis=0)).astype(np.float64) ** 2)
+    return float(np.sum((measured - guess) ** 2) / spread)
 
 
 def held_out_rows(vectors: Float32, share: float, near: float, seed: int) -> NDArray[np.bool_]:
