@@ -27,11 +27,11 @@ LEVELS = {
     1: {"core"},
     2: {"catalog", "index", "embed", "sae", "generate", "neurons"},
     3: {
-        "care", "duplicates", "encoder", "files", "indices", "narrative_api", "nearness",
-        "neuron_view", "opening", "reader", "reasons", "rows", "search", "store", "training",
-        "upkeep", "view", "writer",
+        "care", "duplicates", "encoder", "experiments", "files", "indices", "narrative_api",
+        "nearness", "neuron_view", "opening", "reader", "reasons", "rows", "search", "store",
+        "training", "upkeep", "view", "writer",
     },
-    4: {"cli", "web", "mcp", "integrations", "experiments"},
+    4: {"cli", "web", "mcp", "integrations"},
     5: {"__main__"},
 }  # fmt: skip
 HEAVY = {"torch", "faiss", "onnxruntime", "sqlalchemy", "openai", "alembic", "tokenizers", "numpy"}

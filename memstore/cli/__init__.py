@@ -38,6 +38,7 @@ COMMANDS = {
     "upgrade": "care",
     "train": "lab",
     "evaluate": "lab",
+    "experiment": "experiments",
     "completion": "completion",
 }
 INTERRUPTED = 130
