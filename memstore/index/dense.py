@@ -4,14 +4,13 @@ Up to ``EXACT`` vectors every one is looked at. Beyond, vectors are 4-bit produc
 al., "Product quantization for nearest neighbor search", TPAMI 2011; scanned in registers as by
 André et al., "Cache locality is not enough", VLDB 2015), all in one list, and past ``ONE_LIST`` in
 lists around centroids of which a search reads the nearest. The best candidates are scored again,
-exactly, from the vectors of the catalog. So the index takes about 56 bytes a vector, and what it
+exactly, from the vectors of the catalog. So the index takes about 72 bytes a vector, and what it
 answers are true cosines: only which memories are looked at is approximate (docs/benchmarks.md has
 the recall).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -33,13 +32,14 @@ FEW = 300
 #: Beyond ``EXACT``, what is to be steered or faded is the nearest so many.
 NEAREST = 1_000
 #: Candidates scored again, of one list and of several: this many, or so many a hit.
-REFINED_ONE, REFINED_MANY, REFINED_A_HIT = 80, 128, 8
+REFINED_ONE, REFINED_MANY, REFINED_A_HIT = 48, 80, 5
 #: Up to so many vectors one list is read whole: at 100,000 lists would save nothing.
 ONE_LIST = 300_000
 #: Training: vectors a list, rounds of k-means, vectors for the product quantiser.
 POINTS, ROUNDS, CODEBOOK = 40, 6, 20_000
-#: Dimensions that share a 4-bit code.
-DIMENSIONS_A_CODE = 4
+#: Dimensions that share a 4-bit code: the first that leaves nothing over and enough codes. At 384,
+#: codes of 3 (64 bytes) find with half the candidates what codes of 4 find, and each costs a read.
+DIMENSIONS_A_CODE, ENOUGH_CODES = (3, 4, 2), 16
 #: The share of lists that a search reads, and the one where few pass a filter.
 READ, READ_NARROW, NARROW = 0.3, 0.6, 0.05
 #: Grown by this factor since training, the lists no longer fit.
@@ -275,6 +275,14 @@ def list_count(total: int) -> int:
     return 256 if total <= 2_000_000 else 1024
 
 
+def code_count(dimension: int) -> int:
+    """Return how many codes a vector gets."""
+    for size in DIMENSIONS_A_CODE:
+        if dimension % size == 0 and dimension // size >= ENOUGH_CODES:
+            return dimension // size
+    return dimension
+
+
 def train(sample: Float32, count: int) -> Any:
     """Return empty lists around the centroids of a sample (spherical k-means)."""
     import faiss
@@ -287,7 +295,7 @@ def train(sample: Float32, count: int) -> Any:
         options.min_points_per_centroid, options.max_points_per_centroid = 1, POINTS
         clustering: Any = faiss.Clustering(dimension, count, options)
         clustering.train(sample, quantizer)
-    codes = dimension // math.gcd(dimension, DIMENSIONS_A_CODE)
+    codes = code_count(dimension)
     lists: Any = faiss.IndexIVFPQFastScan(
         quantizer, dimension, count, codes, 4, faiss.METRIC_INNER_PRODUCT
     )
