@@ -159,7 +159,10 @@ class Near:
         cosines = dict(nearness.pairs())
 
         def parts() -> list[reasons.Parts]:
-            return [self._parts(i, cosines, fired, weights) for i in top.ids.tolist()]
+            return [
+                nearness_parts(trace, steer, cosines[i], fired.get(i, SILENT), weights)
+                for i in top.ids.tolist()
+            ]
 
         steering = reasons.composite_sentences(steer or NeuronQuery(()), labels)
 
@@ -174,23 +177,6 @@ class Near:
             ]
 
         return reasons.later_hits(top, view.rows(top.ids), parts, sentences)
-
-    def _parts(
-        self,
-        memory_id: int,
-        cosines: Mapping[int, float],
-        fired: Mapping[int, Trace],
-        weights: Float64 | None,
-    ) -> reasons.Parts:
-        """Return the shares of one hit's score, before any fading."""
-        trace = self.question.trace
-        if trace is None:
-            own = {"dense": cosines[memory_id]}
-        else:
-            own = reasons.shared_parts(cosine_parts(trace, fired[memory_id], weights))
-        if self.steer is not None:
-            own |= reasons.composite_parts(self.steer, fired[memory_id], "steer ")
-        return own
 
     # --- fusion ----------------------------------------------------------------------------
 
@@ -238,3 +224,23 @@ class Near:
         if mixed is None:
             return sides
         return {name: side for name, side in sides.items() if mixed.get(name)}
+
+
+def nearness_parts(
+    trace: Trace | None,
+    steer: NeuronQuery | None,
+    cosine: float,
+    fired: Trace,
+    weights: Float64 | None,
+) -> reasons.Parts:
+    """Return the shares of one hit's score, before any fading: by vectors where no trace is given.
+
+    A function of its own, so that hits which are made later hold on to no state of the store.
+    """
+    if trace is None:
+        own = {"dense": cosine}
+    else:
+        own = reasons.shared_parts(cosine_parts(trace, fired, weights))
+    if steer is not None:
+        own |= reasons.composite_parts(steer, fired, "steer ")
+    return own

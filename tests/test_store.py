@@ -289,6 +289,31 @@ def test_similar_by_trace_needs_no_encoder(path, encoder):
         assert len(store.similar(3)) == 10
 
 
+def test_hits_looked_at_later_show_the_moment_of_the_query(path, encoder):
+    """Texts, parts and reasons of every kind of query, after a change and after closing."""
+    with MemoryStore.open(path, encoder=encoder) as store:
+        store.insert_many([f"memory {i}" for i in range(30)])
+        neuron = int(store.trace(1).neurons[0])
+        store.neurons.label(neuron, "before")
+        asked = [
+            lambda: store.top(neuron, 3),
+            lambda: store.search("memory 1", 3, steer={neuron: 1.0}),
+            lambda: store.search("memory 1", 3, by="trace"),
+            lambda: store.search("memory 1", 3, by="words"),
+            lambda: store.search("memory 1", 3, by="hybrid"),
+        ]
+        at_once = [[(hit.text, dict(hit.parts), hit.why()) for hit in ask()] for ask in asked]
+        later = [ask() for ask in asked]
+        assert [list(hits.ids) for hits in later] == [[hit.id for hit in ask()] for ask in asked]
+        store.neurons.label(neuron, "after")
+        for i in range(1, 31):
+            store.update(i, text="something else")
+    for hits, expected in zip(later, at_once, strict=True):
+        assert [(hit.text, dict(hit.parts), hit.why()) for hit in hits] == expected
+        assert list(hits.scores) == [hit.score for hit in hits]
+    assert "'before'" in later[0][0].why()
+
+
 def test_hits_become_dicts_frames_and_tables(store):
     """The same rows in each form."""
     store.insert_many([{"text": f"m {i}", "metadata": {"i": i}} for i in range(5)])
