@@ -70,6 +70,10 @@ def test_encode_in_numpy_equals_forward_in_torch(architecture, narratives, tmp_p
     assert np.allclose(sae.decode(dense.numpy()), forward.reconstruction.numpy(), atol=1e-5)
     expected = activations.astype(np.float16).astype(np.float64)
     assert np.array_equal(sae.encode(vectors).to_dense(), expected)
+    # Alone, in a small batch and in a large one: bit for bit.
+    for size in (1, 2, 7, 100):
+        pages = [sae.activations(vectors[a : a + size]) for a in range(0, 200, size)]
+        assert np.array_equal(np.concatenate(pages)[:200], activations[:200])
 
 
 @pytest.mark.parametrize("architecture", SIZES)
