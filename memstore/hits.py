@@ -79,13 +79,14 @@ class Hits(Sequence[Hit]):
     ``ids`` and ``scores`` are tuples beside the hits.
     """
 
-    __slots__ = ("_hits", "_make", "ids", "scores")
+    __slots__ = ("_source", "ids", "scores")
 
     def __init__(self, hits: Iterable[Hit] = ()) -> None:
-        self._hits: tuple[Hit, ...] | None = tuple(hits)
-        self._make: Callable[[], Iterable[Hit]] = tuple
-        self.ids = tuple(hit.id for hit in self._hits)
-        self.scores = tuple(hit.score for hit in self._hits)
+        found = tuple(hits)
+        #: The hits, or what makes them: one name, so that no thread sees one without the other.
+        self._source: tuple[Hit, ...] | Callable[[], Iterable[Hit]] = found
+        self.ids = tuple(hit.id for hit in found)
+        self.scores = tuple(hit.score for hit in found)
 
     @classmethod
     def later(
@@ -93,15 +94,14 @@ class Hits(Sequence[Hit]):
     ) -> Hits:
         """Return the hits that ``make`` gives, once they are looked at."""
         hits = cls.__new__(cls)
-        hits._hits, hits._make = None, make
-        hits.ids, hits.scores = tuple(ids), tuple(scores)
+        hits._source, hits.ids, hits.scores = make, tuple(ids), tuple(scores)
         return hits
 
     def _all(self) -> tuple[Hit, ...]:
-        if self._hits is None:
-            # Two threads may both get here, and make the same.
-            self._hits, self._make = tuple(self._make()), tuple
-        return self._hits
+        source = self._source
+        if not isinstance(source, tuple):
+            source = self._source = tuple(source())  # two threads may both get here: the same twice
+        return source
 
     def __len__(self) -> int:
         return len(self.ids)

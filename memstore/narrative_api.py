@@ -104,5 +104,5 @@ class NarrativeMemoryAPI:
 
 def as_ranked(hits: Hits) -> Ranked:
     """Return ids and scores of hits."""
-    scores: Float64 = np.array([hit.score for hit in hits], dtype=np.float64)
-    return Ranked(np.array([hit.id for hit in hits], dtype=np.int64), scores)
+    scores: Float64 = np.array(hits.scores, dtype=np.float64)
+    return Ranked(np.array(hits.ids, dtype=np.int64), scores)

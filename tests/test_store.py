@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import sys
 import threading
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -22,6 +23,7 @@ from memstore.errors import (
     StoreDamaged,
     StoreError,
 )
+from memstore.hits import Hit, Hits
 from tests.conftest import make_encoder
 
 
@@ -312,6 +314,32 @@ def test_hits_looked_at_later_show_the_moment_of_the_query(path, encoder):
         assert [(hit.text, dict(hit.parts), hit.why()) for hit in hits] == expected
         assert list(hits.scores) == [hit.score for hit in hits]
     assert "'before'" in later[0][0].why()
+
+
+@pytest.mark.parametrize("line", range(4))
+def test_hits_that_another_thread_makes_meanwhile_are_whole(line):
+    """Before each line of making them, another look comes in between and finishes."""
+
+    def between(frame, event, _):
+        if frame.f_code is not Hits._all.__code__:
+            return None
+        if event == "line":
+            passed.append(frame.f_lineno)
+            if len(passed) == line + 1:
+                assert len(hits[:]) == 2
+        return between
+
+    hits = Hits.later(
+        (1, 2), (0.5, 0.25), lambda: [Hit(i, None, "t", None, 0.5, {}) for i in (1, 2)]
+    )
+    passed, before = [], sys.gettrace()
+    sys.settrace(between)
+    try:
+        seen = [hit.id for hit in hits]
+    finally:
+        sys.settrace(before)
+    assert passed
+    assert seen == [1, 2]
 
 
 def test_hits_become_dicts_frames_and_tables(store):
