@@ -130,13 +130,6 @@ def feed_forward(g: Graph, x: str, weights: dict[str, np.ndarray], layer: str) -
     return g.layer_norm(g.node("Add", dense, x), weights, f"{layer}.output.LayerNorm")
 
 
-def mean_pool(g: Graph, x: str, mask: str) -> str:
-    """Mean of the token states under the attention mask: (batch, tokens, d) -> (batch, d)."""
-    column = g.node("Unsqueeze", mask, g.constant([-1]))
-    total = g.node("ReduceSum", g.node("Mul", x, column), g.constant([1]), keepdims=0)
-    return g.node("Div", total, g.node("ReduceSum", column, g.constant([1]), keepdims=0))
-
-
 def build(weights: dict[str, np.ndarray]) -> onnx.ModelProto:
     g = Graph()
     mask = g.node("Cast", "attention_mask", to=TensorProto.FLOAT)
@@ -147,7 +140,9 @@ def build(weights: dict[str, np.ndarray]) -> onnx.ModelProto:
     for i in range(LAYERS):
         layer = f"encoder.layer.{i}"
         x = feed_forward(g, attention(g, x, bias, weights, layer), weights, layer)
-    g.nodes.append(helper.make_node("Identity", [mean_pool(g, x, mask)], ["pooled"]))
+    # No pooling in here: ReduceSum adds in another order for one text than for several, and a
+    # text's vector must be the same alone and in any batch.
+    g.nodes.append(helper.make_node("Identity", [x], ["states"]))
     batch_tokens = ["batch", "tokens"]
     graph = helper.make_graph(
         g.nodes,
@@ -156,7 +151,7 @@ def build(weights: dict[str, np.ndarray]) -> onnx.ModelProto:
             helper.make_tensor_value_info("input_ids", TensorProto.INT64, batch_tokens),
             helper.make_tensor_value_info("attention_mask", TensorProto.INT64, batch_tokens),
         ],
-        [helper.make_tensor_value_info("pooled", TensorProto.FLOAT, ["batch", HIDDEN])],
+        [helper.make_tensor_value_info("states", TensorProto.FLOAT, [*batch_tokens, HIDDEN])],
         g.initializers,
     )
     opset = [helper.make_opsetid("", OPSET)]

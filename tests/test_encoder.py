@@ -67,13 +67,18 @@ def test_the_shipped_model_is_what_the_script_builds(published, tmp_path):
 
 
 def test_a_vector_does_not_depend_on_its_company(embedder, narratives):
-    """Alone, in a crowd, among long texts: the same vector to float32 rounding."""
+    """Alone, in a crowd, among long texts: the same vector and trace, bit for bit."""
     texts = [row["text"] for row in narratives[:40]] + ["short", "word " * 240]
     together = embedder.embed(texts)
     alone = np.concatenate([embedder.embed([text]) for text in texts])
     backwards = embedder.embed(texts[::-1])[::-1]
-    assert np.abs(together - alone).max() < 1e-6
-    assert np.abs(together - backwards).max() < 1e-6
+    assert np.array_equal(together, alone)
+    assert np.array_equal(together, backwards)
+    sae = Encoder.default().sae
+    traces, row = sae.encode(together), sae.encode(alone[7:8])
+    span = slice(*traces.indptr[7:9])
+    assert np.array_equal(traces.neurons[span], row.neurons)
+    assert np.array_equal(traces.activations[span], row.activations)
     assert np.allclose(np.linalg.norm(together, axis=1), 1, atol=1e-6)
 
 
@@ -90,7 +95,7 @@ def test_long_texts_are_embedded_whole(embedder):
     # Independently: the mean over all tokens of all windows, each window run alone.
     total = np.zeros(384)
     for window in windows:
-        total += embedder._pool([window])[0].astype(np.float64) * len(window)
+        total += embedder._states([window])[0].astype(np.float64).sum(axis=0)
     assert np.allclose(end, total / np.linalg.norm(total), atol=1e-5)
 
 

@@ -46,7 +46,7 @@ class OnnxEmbedder:
     @property
     def dimension(self) -> int:
         """Length of a vector, 384."""
-        return int(self._session.get_outputs()[0].shape[1])
+        return int(self._session.get_outputs()[0].shape[-1])
 
     @cached_property
     def fingerprint(self) -> str:
@@ -107,20 +107,21 @@ class OnnxEmbedder:
                 windows.append(window)
         sums = np.zeros((len(texts), self.dimension), dtype=np.float64)
         for rows in batches([len(window) for window in windows]):
-            pooled = self._pool([windows[row] for row in rows])
-            for row, vector in zip(rows, pooled, strict=True):
-                # The window's mean times its length: the sum over its tokens.
-                sums[owners[row]] += vector.astype(np.float64) * len(windows[row])
+            for row, states in zip(rows, self._states([windows[r] for r in rows]), strict=True):
+                # Summed here, token after token: a sum within the graph came out otherwise in its
+                # last bit for a text alone than for the same text in a batch.
+                sums[owners[row]] += states.sum(axis=0, dtype=np.float64)
         return np.asarray(sums / np.linalg.norm(sums, axis=1, keepdims=True), dtype=np.float32)
 
-    def _pool(self, windows: list[Window]) -> Float32:
-        """Return the mean token state of each window, one batch of the model."""
+    def _states(self, windows: list[Window]) -> list[Float32]:
+        """Return the (tokens, d) token states of each window, one batch of the model."""
         shape = (len(windows), max(len(window) for window in windows))
         ids, mask = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
         for row, window in enumerate(windows):
             ids[row, : len(window)] = window
             mask[row, : len(window)] = 1
-        return np.asarray(self._session.run(None, {"input_ids": ids, "attention_mask": mask})[0])
+        states = self._session.run(None, {"input_ids": ids, "attention_mask": mask})[0]
+        return [own[: len(window)] for own, window in zip(states, windows, strict=True)]
 
 
 def split(ids: list[int]) -> list[Window]:
