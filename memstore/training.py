@@ -132,16 +132,17 @@ def row_weights(categories: Sequence[str], weigh: Mapping[str, tuple[float, floa
     return np.array(pairs, dtype=np.float32)
 
 
-def evaluate(folder: Path, vectors: Float32, *, held_out: bool) -> Measures:
-    """Return the measures of a weights folder on vectors, or on those its training held out."""
-    if held_out:
-        settings = weights.read_json(folder / TRAINING)
-        try:
-            split = Split(**settings["split"])
-        except (KeyError, TypeError) as error:
-            raise InvalidWeights(f"{folder / TRAINING} does not say what was held out") from error
-        vectors = vectors[split.held_out(vectors)]
-    return measure(SAE.load(folder), vectors)
+def held_out_of(folder: Path, vectors: Float32) -> NDArray[np.bool_]:
+    """Return which of the vectors an SAE was trained on its training held out.
+
+    Raises ``InvalidWeights`` where its folder does not say.
+    """
+    settings = weights.read_json(folder / TRAINING)
+    try:
+        split = Split(**settings["split"])
+    except (KeyError, TypeError) as error:
+        raise InvalidWeights(f"{folder / TRAINING} does not say what was held out") from error
+    return split.held_out(vectors)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

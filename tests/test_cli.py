@@ -360,7 +360,7 @@ def test_the_prototypes_two_steps_from_the_shell(tmp_path):
     measured = memstore(
         "evaluate", tmp_path / "tuned", samples, "--cache", tmp_path / "cache", "--json"
     )
-    figures = json.loads(measured.stdout)
+    figures = json.loads(measured.stdout)["measures"]["tuned"]
     assert figures["fvu"] is None
     assert 0 < figures["readout_fvu"] < 1
     memstore("init", tmp_path / "own.db", "--sae", tmp_path / "tuned")
@@ -384,7 +384,7 @@ def test_training_from_the_shell_makes_an_encoder_that_works(tmp_path):
         "train", samples, "--out", out, "--neurons", 40, "-k", 5, "--epochs", 20, *options
     )
     evaluated = memstore("evaluate", out, samples, "--held-out", *options)
-    assert json.loads(trained.stdout) == pytest.approx(json.loads(evaluated.stdout))
+    assert json.loads(trained.stdout) == json.loads(evaluated.stdout)["measures"]["sae"]
     memstore("init", tmp_path / "own.db", "--sae", out)
     memstore("insert", tmp_path / "own.db", "A quiet morning.")
     assert "0 to 39" in memstore("top", tmp_path / "own.db", 40, ok=False).stderr

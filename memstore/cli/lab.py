@@ -1,9 +1,9 @@
-"""The laboratory: train an SAE on texts, evaluate one."""
+"""The laboratory: train an SAE on texts."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -66,8 +66,14 @@ def print_measures(result: Measures, *, as_json: bool) -> None:
     if as_json:
         print_json(result.to_dict())
     else:
-        facts = result.to_dict().items()
-        print_facts({n: "-" if value is None else f"{value:,.4g}" for n, value in facts})
+        print_facts({name: shown(value) for name, value in result.to_dict().items()})
+
+
+def shown(value: Any) -> Any:
+    """Return a figure as people read it."""
+    if isinstance(value, Mapping):
+        return {name: shown(own) for name, own in value.items()}
+    return "-" if value is None else f"{value:,.4g}"
 
 
 def sae_options(command: F) -> F:
@@ -111,6 +117,14 @@ def schedule_options(command: F) -> F:
             "--sparsity",
             type=click.FloatRange(0),
             help="Weight of the L1, KL or L0 penalty. Default: the architecture's own.",
+        ),
+        click.option(
+            "--learning-rate", type=click.FloatRange(0, min_open=True), help="Adam's, at its peak."
+        ),
+        click.option(
+            "--frozen-decoder",
+            is_flag=True,
+            help="Keep the decoder as it was drawn: a baseline that trained SAEs must beat.",
         ),
         click.option(
             "--patience",
@@ -201,28 +215,3 @@ def train_command(
     split = Split(seed=schedule.seed)
     result = train(vectors, config, schedule, split, out, dtype, weigh=given, base=base)
     print_measures(result, as_json=as_json)
-
-
-@click.command("evaluate")
-@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
-@texts_argument
-@click.option("--held-out", is_flag=True, help="Only the rows its training held out.")
-@field_option
-@embedder_option
-@cache_option
-@json_option
-def evaluate_command(
-    folder: Path,
-    files: tuple[str, ...],
-    held_out: bool,
-    text: str,
-    embedder: str | None,
-    cache: Path,
-    as_json: bool,
-) -> None:
-    """Measure the SAE in FOLDER on the texts of FILES: FVU, L0, dead neurons, fire rates."""
-    from memstore.training import evaluate
-
-    texts, _ = read_texts(files, text, text)
-    vectors = embed(texts, embedder, cache)
-    print_measures(evaluate(folder, vectors, held_out=held_out), as_json=as_json)

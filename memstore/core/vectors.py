@@ -42,6 +42,12 @@ def unit_vectors(values: ArrayLike, rows: int, dimension: int) -> Float32:
     return np.ascontiguousarray(unit, dtype=np.float32)
 
 
+def unit_rows(rows: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Return rows at unit length, rows of zeros as they are: for directions, not for input."""
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.asarray(np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0))
+
+
 def as_matrix(values: ArrayLike, rows: int, dimension: int) -> NDArray[np.floating]:
     """Return ``values`` as a (rows, dimension) array, float32 where they are, else float64.
 

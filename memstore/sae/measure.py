@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from memstore.core.vectors import unit_rows
 from memstore.sae.encode import BATCH, SAE
-from memstore.types import Float32
+from memstore.types import Float32, Float64
 
 #: Rows that a read-out is fitted to and measured on.
 READOUT_ROWS = 20_000
@@ -38,8 +40,13 @@ class Measures:
     """Share of the vectors that the busiest neuron fires for."""
     over_10_percent: int
     """How many neurons fire for more than a tenth of the vectors."""
+    fire_rates: Mapping[str, float]
+    """Quantiles of the fire rates over neurons: ``{"p5": ..., "p50": ..., "p95": ...}``."""
+    decoder_cosines: Mapping[str, float]
+    """Quantiles over neurons of the largest cosine to another neuron's decoder column: near 1 are
+    two neurons for one thing."""
 
-    def to_dict(self) -> dict[str, float | None]:
+    def to_dict(self) -> dict[str, float | Mapping[str, float] | None]:
         """Return plain numbers for JSON."""
         return asdict(self)
 
@@ -66,7 +73,22 @@ def measure(sae: SAE, vectors: Float32) -> Measures:
         dead_share=dead / sae.config.neurons,
         max_fire_rate=float(rates.max()),
         over_10_percent=int(np.count_nonzero(rates > 0.1)),
+        fire_rates=quantiles(rates),
+        decoder_cosines=quantiles(nearest_directions(sae.tensors["decoder.weight"].T)),
     )
+
+
+def quantiles(values: Float32 | Float64) -> dict[str, float]:
+    """Return the 5th, 50th and 95th percentile by name."""
+    return {f"p{p}": float(np.percentile(values, p)) for p in (5, 50, 95)}
+
+
+def nearest_directions(rows: Float32) -> Float32:
+    """Return the largest cosine of each row, (n, d), to another row; 0 for a row of zeros."""
+    units = unit_rows(rows)
+    cosines = units @ units.T
+    np.fill_diagonal(cosines, -1.0)
+    return np.asarray(cosines.max(axis=1), dtype=np.float32)
 
 
 def stored(sae: SAE, vectors: Float32) -> Float32:
@@ -113,7 +135,9 @@ def held_out_rows(vectors: Float32, share: float, near: float, seed: int) -> NDA
 def nearest(vectors: Float32, others: Float32) -> Float32:
     """Return the cosine of each unit vector to the nearest of the others."""
     found = np.full(len(vectors), -1.0, dtype=np.float32)
-    for start in range(0, len(others), 16 * BATCH):
-        products = vectors @ others[start : start + 16 * BATCH].T
-        np.maximum(found, products.max(axis=1, initial=-1.0), out=found)
+    for first in range(0, len(vectors), BATCH):
+        part = slice(first, first + BATCH)
+        for start in range(0, len(others), 16 * BATCH):
+            products = vectors[part] @ others[start : start + 16 * BATCH].T
+            np.maximum(found[part], products.max(axis=1, initial=-1.0), out=found[part])
     return found

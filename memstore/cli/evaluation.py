@@ -1,0 +1,210 @@
+"""Evaluating SAEs: measures on held-out texts, probing, retrieval, stability."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from memstore.cli.lab import cache_option, embed, embedder_option, field_option, read_texts
+from memstore.cli.options import json_option
+from memstore.cli.output import print_facts, print_json
+from memstore.errors import InvalidFile, InvalidInput, MissingExtra
+from memstore.files import read_rows
+from memstore.sae.encode import SAE
+from memstore.sae.retrieval import Judged, judged
+from memstore.training import held_out_of
+
+if TYPE_CHECKING:
+    from memstore.evaluation import Evaluation, Labelled
+
+PAGE, FIGURES = "evaluation.md", "evaluation.json"
+
+
+@click.command("evaluate")
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("files", nargs=-1, required=True)
+@click.option("--held-out", is_flag=True, help="Only the rows its training held out.")
+@click.option(
+    "--beside",
+    type=click.Path(path_type=Path, file_okay=False),
+    multiple=True,
+    help="Another weights folder to measure beside it; also says which neurons are the same.",
+)
+@click.option(
+    "--labelled",
+    multiple=True,
+    metavar="FILE:FIELD",
+    help="Texts with labels (one, or a list), for k-sparse probing.",
+)
+@click.option(
+    "--retrieval",
+    type=click.Path(path_type=Path, file_okay=False),
+    multiple=True,
+    help="Folder with corpus.jsonl, queries.jsonl and qrels.tsv, as BEIR lays them out.",
+)
+@click.option("--out", type=click.Path(path_type=Path), help=f"Folder for {PAGE} and {FIGURES}.")
+@field_option
+@embedder_option
+@cache_option
+@json_option
+def evaluate_command(
+    folder: Path,
+    files: tuple[str, ...],
+    held_out: bool,
+    beside: tuple[Path, ...],
+    labelled: tuple[str, ...],
+    retrieval: tuple[Path, ...],
+    out: Path | None,
+    text: str,
+    embedder: str | None,
+    cache: Path,
+    as_json: bool,
+) -> None:
+    """Measure the SAE in FOLDER on the texts of FILES.
+
+    Prints FVU, L0, dead neurons, fire rates, decoder cosines and the cohesion of each neuron's
+    texts; with --labelled what few neurons know of a label, beside raw dimensions and PCA; with
+    --retrieval nDCG@10 of traces beside vectors. A --beside of the same sizes is matched with it
+    neuron by neuron.
+    """
+    try:
+        import scipy  # noqa: F401 - probing and matching need them
+        import sklearn  # noqa: F401
+    except ImportError as error:
+        raise MissingExtra("scikit-learn", "train", "evaluating") from error
+    from memstore.evaluation import evaluate
+
+    saes = {path.resolve().name: SAE.load(path) for path in (folder, *beside)}
+    if len(saes) <= len(beside):
+        raise InvalidInput("two weights folders have the same name: rename one")
+    texts, _ = read_texts(files, text, text)
+    vectors = embed(texts, embedder, cache)
+    if held_out:
+        vectors = vectors[held_out_of(folder, vectors)]
+
+    def embedded(more: list[str]) -> Any:
+        return embed(more, embedder, cache)
+
+    found = evaluate(
+        saes,
+        vectors,
+        dict(read_labelled(given, text, embedded) for given in labelled),
+        {path.resolve().name: read_judged(path, embedded) for path in retrieval},
+    )
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / PAGE).write_text(page(found), "utf-8")
+        (out / FIGURES).write_text(json.dumps(found.to_dict(), indent=2) + "\n", "utf-8")
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        print_tables(found)
+
+
+def print_tables(found: Evaluation) -> None:
+    """Print every table: figures by name, a block a row."""
+    for number, (title, rows) in enumerate(found.tables()):
+        click.echo(("\n" if number else "") + click.style(title, bold=True))
+        for row in rows:
+            facts = {name: shown(value) for name, value in row.items()}
+            print_facts(facts)
+
+
+def page(found: Evaluation) -> str:
+    """Return the tables in Markdown; the measures turned, since they are many."""
+    parts = []
+    for title, rows in found.tables():
+        parts.append(f"## {title}\n\n{markdown(rows)}")
+    return "\n\n".join(parts) + "\n"
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """Return rows as a Markdown table, turned where it has more columns than a page is wide."""
+    table = [list(rows[0]), *([shown(value) for value in row.values()] for row in rows)]
+    if len(table[0]) > 8:
+        table = [list(column) for column in zip(*table, strict=True)]
+    lines = ["| " + " | ".join(line) + " |" for line in table]
+    return "\n".join([lines[0], "|" + "---|" * len(table[0]), *lines[1:]])
+
+
+def shown(value: float | str | None) -> str:
+    """Return a figure as people read it."""
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def read_labelled(given: str, text: str, embedded: Any) -> tuple[str, Labelled]:
+    """Return the name and the labelled texts of a FILE:FIELD option."""
+    from memstore.evaluation import Labelled
+
+    file, colon, name = given.rpartition(":")
+    if not colon or not file or not name:
+        raise InvalidInput(f"--labelled {given!r}: write it like --labelled notes.jsonl:label")
+    texts, labels = [], []
+    for row in read_rows(file, None, text):
+        own = row.get(name)
+        if own is None:
+            continue
+        texts.append(str(row[text]))
+        labels.append(frozenset(map(str, own if isinstance(own, list) else [own])))
+    if not texts:
+        raise InvalidFile(f"{file}: no row has a field {name!r}: name the one with the label")
+    path = Path(file)
+    title = path.parent.resolve().name if path.name.startswith("data.") else path.stem
+    return title, Labelled(embedded(texts), labels)
+
+
+def read_judged(folder: Path, embedded: Any) -> Judged:
+    """Return the questions of a folder laid out as BEIR's.
+
+    ``corpus.jsonl`` and ``queries.jsonl`` hold ``_id`` (or ``id``), ``text``, a ``title`` before
+    it, and a ``group`` where a question is only asked within its own; ``qrels.tsv`` (or
+    ``qrels/test.tsv``) holds query, text, score, under one line of heads.
+    """
+    corpus, queries = (read_named(folder / name) for name in ("corpus.jsonl", "queries.jsonl"))
+    path = folder / "qrels.tsv"
+    path = path if path.exists() else folder / "qrels" / "test.tsv"
+    answers: dict[int, set[int]] = {}
+    at, asked = ({row: place for place, row in enumerate(rows)} for rows in (corpus, queries))
+    try:
+        lines = path.read_text("utf-8").splitlines()[1:]
+    except OSError as error:
+        raise InvalidFile(f"{path}: {error.strerror}: check the path") from error
+    for number, line in enumerate(lines, start=2):
+        fields = line.split("\t")
+        try:
+            query, text, score = asked[fields[0]], at[fields[1]], float(fields[2])
+        except (IndexError, KeyError, ValueError) as error:
+            raise InvalidFile(f"{path} line {number}: {error} is not in the folder") from error
+        if score > 0:
+            answers.setdefault(query, set()).add(text)
+    if not answers:
+        raise InvalidFile(f"{path} names no answers")
+    grouped = all("group" in row for rows in (corpus, queries) for row in rows.values())
+    names = [[str(r["group"]) for r in rows.values()] for rows in (corpus, queries) if grouped]
+    return judged(
+        embedded([passage(row) for row in corpus.values()]),
+        embedded([passage(row) for row in queries.values()]),
+        {query: frozenset(texts) for query, texts in answers.items()},
+        *names,
+    )
+
+
+def read_named(path: Path) -> dict[str, dict[str, Any]]:
+    """Return the rows of a JSON Lines file by their id."""
+    rows = {}
+    for row in read_rows(str(path), None, "text"):
+        name = row.get("_id", row.get("id"))
+        if name is None:
+            raise InvalidFile(f"{path}: a row has no _id")
+        rows[str(name)] = row
+    return rows
+
+
+def passage(row: dict[str, Any]) -> str:
+    """Return title and text, as BEIR has them embedded."""
+    return f"{row.get('title') or ''} {row['text']}".strip()

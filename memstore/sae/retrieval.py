@@ -1,0 +1,104 @@
+"""How well traces find what vectors find: nDCG@10 on texts with known answers.
+
+Scorings of a memory x for a question q, with activations a_x, a_q, reconstructions x_hat, q_hat and
+decoder W::
+
+    dense            cos(q, x)
+    cosine           cos(a_q, a_x)
+    IDF              cos(w a_q, w a_x),  w_j = ln((1 + N) / (1 + df_j)) + 1
+    reconstructed    cos(q_hat - b_d, x_hat - b_d)
+    asymmetric       cos(q - b_d, x_hat - b_d): the question as it is, the memory by its trace
+    projected        cos(w P(q), a_x): ``project``, what ``by="trace"`` does for a text
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memstore.core.traces import idf
+from memstore.core.vectors import unit_rows
+from memstore.sae.encode import SAE
+from memstore.sae.measure import stored
+from memstore.types import Float32, Int64
+
+#: Depth at which rankings are compared.
+DEPTH = 10
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Texts and questions as unit vectors, and which texts answer which question.
+
+    ``questions`` lists (row of the question, rows of the texts to search, rows that answer it).
+    """
+
+    texts: Float32
+    queries: Float32
+    questions: Sequence[tuple[int, Int64, frozenset[int]]]
+
+
+def ndcg(ranking: Sequence[int], relevant: frozenset[int], depth: int = DEPTH) -> float:
+    """Return nDCG of a ranking with binary gains (Järvelin and Kekäläinen 2002).
+
+    sum 1 / log2(1 + rank) over the relevant ones within ``depth``, over the best possible sum.
+    """
+    gains = 1.0 / np.log2(np.arange(depth) + 2.0)
+    found = sum(gains[place] for place, row in enumerate(ranking[:depth]) if row in relevant)
+    return float(found / gains[: min(depth, len(relevant))].sum())
+
+
+def retrieval(sae: SAE, judged: Judged) -> dict[str, float]:
+    """Return mean nDCG@10 a scoring; activations are rounded as stored."""
+    result = {}
+    for name, queries, texts in scorings(sae, judged.queries, judged.texts):
+        total = 0.0
+        for query, rows, relevant in judged.questions:
+            scores = texts[rows] @ queries[query]
+            best = rows[np.lexsort((rows, -scores))[:DEPTH]]
+            total += ndcg(best.tolist(), relevant)
+        result[name] = total / len(judged.questions)
+    return result
+
+
+def scorings(
+    sae: SAE, queries: Float32, texts: Float32
+) -> Iterator[tuple[str, NDArray[np.floating], NDArray[np.floating]]]:
+    """Yield (name, queries, texts) whose dot products are the scores, a question's scale aside."""
+    yield "dense", queries, texts
+    asked, held = stored(sae, queries), stored(sae, texts)
+    weights = idf(np.count_nonzero(held, axis=0), len(held))
+    yield "cosine", asked, unit_rows(held)
+    yield "IDF", asked * weights, unit_rows(held * weights)
+    bias, decoder = sae.tensors["decoder.bias"], sae.tensors["decoder.weight"]
+    rebuilt = unit_rows(held @ decoder.T)
+    yield "reconstructed", asked @ decoder.T, rebuilt
+    yield "asymmetric", queries - bias, rebuilt
+
+
+def judged(
+    texts: Float32,
+    queries: Float32,
+    answers: Mapping[int, frozenset[int]],
+    text_groups: Sequence[str] | None = None,
+    query_groups: Sequence[str] | None = None,
+) -> Judged:
+    """Return questions to ask: each in all texts, or in those of its own group.
+
+    Questions without an answer among the texts they search are left out.
+    """
+    everyone = np.arange(len(texts), dtype=np.int64)
+    members: dict[str, Int64] = {}
+    if text_groups is not None:
+        given = np.array(text_groups, dtype=object)
+        members = {name: everyone[given == name] for name in dict.fromkeys(text_groups)}
+    questions = []
+    for query, right in answers.items():
+        rows = everyone if query_groups is None else members.get(query_groups[query])
+        found = right if rows is None else right & frozenset(rows.tolist())
+        if rows is not None and found:
+            questions.append((query, rows, frozenset(found)))
+    return Judged(texts, queries, questions)

@@ -1,0 +1,266 @@
+"""Measures of an SAE against scikit-learn, brute force, and data whose answer is known."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from memstore.cli import cli
+from memstore.embed.function import FunctionEmbedder
+from memstore.neurons.cohesion import TEXTS, cohesion
+from memstore.neurons.match import match
+from memstore.sae import probing, weights
+from memstore.sae.config import SAEConfig
+from memstore.sae.encode import SAE
+from memstore.sae.measure import nearest_directions
+from memstore.sae.retrieval import judged, ndcg, retrieval
+
+pytest.importorskip("sklearn", reason="evaluating needs the train extra")
+from sklearn.metrics import ndcg_score
+
+D, N, K = 12, 30, 4
+
+
+def unit(values):
+    return values / np.linalg.norm(values, axis=-1, keepdims=True)
+
+
+def random_unit(count, d=D, seed=0):
+    return unit(np.random.default_rng(seed).normal(size=(count, d))).astype(np.float32)
+
+
+def random_sae(seed=0, neurons=N):
+    rng = np.random.default_rng(seed)
+    config = SAEConfig("topk", D, neurons, k=K)
+    tensors = {name: rng.normal(size=shape) for name, shape in config.shapes().items()}
+    return SAE(config, {name: value.astype(np.float32) for name, value in tensors.items()})
+
+
+# --- retrieval -----------------------------------------------------------------------------
+
+
+def test_ndcg_is_scikit_learns():
+    rng = np.random.default_rng(1)
+    for _ in range(50):
+        scores = rng.permutation(40).astype(float)
+        right = frozenset(rng.choice(40, rng.integers(1, 15), replace=False).tolist())
+        gains = [[float(row in right) for row in range(40)]]
+        ranking = np.argsort(-scores).tolist()
+        assert ndcg(ranking, right) == pytest.approx(ndcg_score(gains, [scores], k=10))
+
+
+def test_every_scoring_is_what_its_formula_says():
+    """Cosines in float64, a loop a question; IDF and reconstruction written out again."""
+    sae, texts, queries = random_sae(), random_unit(60), random_unit(9, seed=5)
+    answers = {q: frozenset({q, q + 20, q + 40}) for q in range(9)}
+    found = retrieval(sae, judged(texts, queries, answers))
+    a, b = (sae.activations(v).astype(np.float16).astype(np.float64) for v in (texts, queries))
+    idf = np.log((1 + 60) / (1 + (a > 0).sum(axis=0))) + 1
+    decoder = sae.tensors["decoder.weight"].astype(np.float64)
+    bias = sae.tensors["decoder.bias"]
+    pairs = {
+        "dense": (queries, texts),
+        "cosine": (b, a),
+        "IDF": (b * idf, a * idf),
+        "reconstructed": (b @ decoder.T, a @ decoder.T),
+        "asymmetric": (queries - bias, a @ decoder.T),
+    }
+    for name, (left, right) in pairs.items():
+        cosines = unit(left) @ unit(right).T
+        gains = [[float(t in answers[q]) for t in range(60)] for q in range(9)]
+        assert found[name] == pytest.approx(ndcg_score(gains, cosines, k=10), abs=1e-6), name
+
+
+def test_a_question_stays_in_its_group():
+    """The nearest text of another group is no hit; a question without an answer is left out."""
+    texts = np.repeat(np.eye(3, D, dtype=np.float32), 2, axis=0)
+    queries = np.eye(3, D, dtype=np.float32)
+    groups = ["a", "b"] * 3
+    asked = judged(
+        texts,
+        queries,
+        {0: frozenset({1}), 1: frozenset({2}), 2: frozenset({4})},
+        groups,
+        list("bab"),
+    )
+    assert [q for q, _, _ in asked.questions] == [0, 1]
+    assert retrieval(random_sae(), asked)["dense"] == 1.0
+
+
+# --- probing -------------------------------------------------------------------------------
+
+
+def labelled(seed=2, count=600):
+    rng = np.random.default_rng(seed)
+    has = rng.random(count) < 0.3
+    values = rng.normal(size=(count, N)).astype(np.float32)
+    values[:, 7] += 6 * has  # one column tells, nearly always
+    values[:, 11] -= 2 * has  # one tells less, and by being low
+    return values, [frozenset({"x"} if one else {"y"}) for one in has]
+
+
+def test_a_probe_finds_the_column_that_tells():
+    values, labels = labelled()
+    asked = list(probing.tasks(labels))
+    assert [task.label for task in asked] == ["x", "y"]
+    for task in asked:
+        assert probing.strongest(values[task.train], task.has[task.train], 2).tolist() == [7, 11]
+        assert not set(task.train.tolist()) & set(task.test.tolist())
+        for rows in (task.train, task.test):
+            assert task.has[rows].mean() == 0.5
+    assert probing.probing(values, asked)["1"] > 0.98
+    told = probing.separation(values, asked[0])
+    assert (told.column, round(told.auc, 1)) == (7, 1.0)
+    silent = np.delete(values, [7, 11], axis=1)
+    assert 0.4 < probing.probing(silent, asked)["1"] < 0.6
+    low = np.delete(values, 7, axis=1)
+    assert probing.separation(low, asked[0]).auc > 0.85
+
+
+def test_labels_of_few_texts_are_left_out():
+    labels = [frozenset({"rare"} if row < 20 else {"common", str(row % 2)}) for row in range(400)]
+    assert [task.label for task in probing.tasks(labels)] == ["0", "1"]
+
+
+# --- neurons -------------------------------------------------------------------------------
+
+
+def test_matching_finds_a_permutation_and_the_best_sum():
+    """A shuffled copy is found whole; five random ones as all 120 orders tried out say."""
+    encoder, decoder = random_unit(N, seed=1), random_unit(N, seed=2)
+    order = np.random.default_rng(3).permutation(N)
+    found = match(encoder, decoder, encoder[order], decoder[order])
+    assert np.array_equal(order[found.right], found.left)
+    assert found.share == 1.0
+    a, b, c, d = (random_unit(5, seed=seed) for seed in range(4))
+    cosines = (a @ c.T + b @ d.T) / 2
+    best = max(
+        sum(cosines[i, j] for i, j in enumerate(way)) for way in itertools.permutations(range(5))
+    )
+    assert match(a, b, c, d).cosines.sum() == pytest.approx(best, abs=1e-6)
+
+
+def test_cohesion_is_the_mean_over_pairs():
+    vectors = random_unit(200)
+    activations = np.maximum(np.random.default_rng(4).normal(size=(200, 6)), 0).astype(np.float32)
+    activations[:, 5] = 0
+    activations[3, 5] = 1.0
+    found = cohesion(activations, vectors)
+    for neuron in range(5):
+        strongest = np.argsort(-activations[:, neuron], kind="stable")[:TEXTS]
+        pairs = [float(vectors[i] @ vectors[j]) for i, j in itertools.combinations(strongest, 2)]
+        assert found.means[neuron] == pytest.approx(np.mean(pairs), abs=1e-6)
+    assert np.isnan(found.means[5])
+    everything = vectors @ vectors.T
+    apart = everything[~np.eye(200, dtype=bool)]
+    assert found.random == pytest.approx(apart.mean(), abs=0.01)
+    assert found.bar == pytest.approx(np.quantile(apart, 0.99), abs=0.03)
+
+
+def test_a_double_neuron_is_seen():
+    rows = random_unit(20)
+    rows[4] = 2 * rows[9]
+    found = nearest_directions(rows)
+    assert found[[4, 9]] == pytest.approx([1.0, 1.0])
+    others = np.delete(np.arange(20), [4, 9])
+    units = unit(rows)
+    for row in others:
+        assert found[row] == pytest.approx(
+            max(units[row] @ units[other] for other in range(20) if other != row), abs=1e-6
+        )
+
+
+# --- from the shell ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def workplace(tmp_path):
+    """Two small SAEs, labelled texts, and a retrieval set whose questions are its texts."""
+    for number in (1, 2):
+        sae = random_sae(number)
+        weights.save(tmp_path / f"sae-{number}", sae.config, sae.tensors)
+    rows = [{"text": f"{kind} number {i}", "kind": kind} for i in range(80) for kind in ("a", "b")]
+    lay(tmp_path / "texts.jsonl", rows)
+    folder = tmp_path / "questions"
+    folder.mkdir()
+    passages = [{"_id": f"d{i}", "text": f"passage {i}", "title": "on"} for i in range(30)]
+    lay(folder / "corpus.jsonl", passages)
+    lay(folder / "queries.jsonl", [{"_id": "q", "text": "on passage 7"}])
+    (folder / "qrels.tsv").write_text("query\tcorpus\tscore\nq\td7\t1\n")
+    return tmp_path
+
+
+def lay(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def run(workplace, monkeypatch, *arguments):
+    def embedder(config):
+        return FunctionEmbedder(hashed, dimension=D, name="hashed")
+
+    monkeypatch.setattr("memstore.encoder.load_embedder", embedder)
+    options = ["--cache", str(workplace / "cache")]
+    return CliRunner().invoke(cli, ["evaluate", *map(str, arguments), *options])
+
+
+def hashed(texts):
+    seeds = [int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little") for text in texts]
+    return np.concatenate([random_unit(1, seed=seed) for seed in seeds])
+
+
+def test_evaluate_writes_every_table(workplace, monkeypatch):
+    done = run(
+        workplace,
+        monkeypatch,
+        workplace / "sae-1",
+        workplace / "texts.jsonl",
+        *("--beside", workplace / "sae-2"),
+        *("--labelled", f"{workplace / 'texts.jsonl'}:kind"),
+        *("--retrieval", workplace / "questions"),
+        *("--out", workplace / "out", "--json"),
+    )
+    assert done.exit_code == 0, done.output
+    found = json.loads((workplace / "out" / "evaluation.json").read_text())
+    assert set(found["measures"]) == {"sae-1", "sae-2"}
+    assert set(found["probes"]["texts"]) == {"sae-1", "sae-2", "raw dimensions", "PCA"}
+    assert set(found["probes"]["texts"]["raw dimensions"]) == {"1", "2", "5", "all"}
+    assert found["retrieval"]["questions"]["sae-1"]["dense"] == 1.0
+    assert 0 <= found["stability"]["sae-2"]["share of neurons with cosine 0.7"] < 0.2
+    page = (workplace / "out" / "evaluation.md").read_text()
+    for title in ("Measures", "k-sparse probing", "Retrieval", "Cohesion", "The same neuron"):
+        assert f"## {title}" in page
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (("--labelled", "texts.jsonl"), "write it like"),
+        (("--labelled", "texts.jsonl:mood"), "no row has a field"),
+        (("--retrieval", "nowhere"), "check the path"),
+        (("--beside", "sae-1"), "same name"),
+        (("--beside", "nowhere"), "no weights at"),
+    ],
+)
+def test_evaluate_says_what_is_wrong(workplace, monkeypatch, wrong, says):
+    option, value = wrong
+    monkeypatch.chdir(workplace)
+    done = run(workplace, monkeypatch, "sae-1", "texts.jsonl", option, value)
+    assert done.exit_code != 0
+    assert says in str(done.exception)
+
+
+def test_a_qrel_that_names_nothing_is_refused(workplace, monkeypatch):
+    (workplace / "questions" / "qrels.tsv").write_text("heads\nq\tnobody\t1\n")
+    done = run(
+        workplace,
+        monkeypatch,
+        workplace / "sae-1",
+        workplace / "texts.jsonl",
+        *("--retrieval", workplace / "questions"),
+    )
+    assert "line 2" in str(done.exception)
