@@ -27,7 +27,8 @@ LEVELS = {
     1: {"core"},
     2: {"catalog", "index", "embed", "sae", "generate", "neurons"},
     3: {
-        "care", "duplicates", "encoder", "experiments", "files", "indices", "narrative_api",
+        "care", "duplicates", "encoder", "evaluation", "experiments", "files", "indices",
+        "interchange", "narrative_api",
         "nearness", "neuron_view", "opening", "reader", "reasons", "rows", "search", "store",
         "training", "upkeep", "view", "writer",
     },

@@ -37,7 +37,8 @@ COMMANDS = {
     "backup": "care",
     "upgrade": "care",
     "train": "lab",
-    "evaluate": "lab",
+    "evaluate": "evaluation",
+    "convert": "convert",
     "experiment": "experiments",
     "completion": "completion",
 }
