@@ -26,3 +26,22 @@ def test_example_runs(example, tmp_path):
     assert len(done.stdout) > 50
     assert done.stderr == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_notebook_runs_and_draws(tmp_path):
+    """Every cell in a Jupyter kernel of its own; figures come out as pictures."""
+    pytest.importorskip("torch", reason="the notebook trains")
+    nbclient = pytest.importorskip("nbclient", reason="only what runs notebooks can")
+    nbformat = pytest.importorskip("nbformat", reason="only what runs notebooks can")
+    notebook = nbformat.read(ROOT / "examples" / "07_laboratory.ipynb", as_version=4)
+    assert all(not cell.get("outputs") for cell in notebook.cells), "commit it without outputs"
+    client = nbclient.NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+    )
+    client.execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 4
+    assert not [output for output in outputs if output["output_type"] == "error"]
+    printed = "".join(output.get("text", "") for output in outputs)
+    assert "AUC" in printed
+    assert list(tmp_path.iterdir()) == []
