@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from memstore import layout
 from memstore.core.vectors import unit_vectors
-from memstore.errors import EncoderMismatch, InvalidWeights
+from memstore.errors import RENEW, EncoderMismatch, InvalidWeights
 from memstore.types import Embedder, Float32, Traces
 
 if TYPE_CHECKING:
@@ -50,11 +50,12 @@ class Encoder:
 
         ``embedder`` is an object with ``dimension``, ``fingerprint`` and ``embed``, the name or
         folder of a sentence-transformers model, or None for the shipped one. ``sae`` is a weights
-        folder, a prototype's ``.pth`` file, or None for the shipped one.
+        folder, a prototype's ``.pth`` file, the name of a shipped SAE ("sae-3072-k64"), or None for
+        the default one.
         """
         from memstore.sae.encode import SAE
 
-        folder = layout.SAE_FOLDER if sae is None else Path(sae)
+        folder = layout.SAE_FOLDER if sae is None else layout.named_model(sae)
         if embedder is None or isinstance(embedder, str):
             config = embedder_config(embedder)
             embedder = load_embedder(config)
@@ -74,6 +75,11 @@ class Encoder:
         Raises ``InvalidWeights`` where a part cannot be found on this machine.
         """
         embedder, sae = config["embedder"], layout.resolve_model(config["sae"])
+        if config["sae"].startswith(layout.BUILTIN) and not sae.exists():
+            raise InvalidWeights(
+                f"this store was encoded by the SAE {sae.name}, which this version no longer "
+                f"ships: neuron queries still answer; for texts {RENEW}"
+            )
         if embedder["kind"] == "object":
             raise InvalidWeights(
                 f"this store was made with an embedder of class {embedder['class']}, which only "

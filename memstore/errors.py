@@ -33,6 +33,12 @@
     └── MissingExtra (ImportError)     an optional dependency; names the extra to install
 """
 
+#: How a store gets another encoder.
+RENEW = (
+    "export its memories and import them into a new store "
+    "(memstore export STORE all.jsonl; memstore import NEW all.jsonl)"
+)
+
 
 class MemstoreError(Exception):
     """Root of the tree: ``except MemstoreError`` catches everything memstore raises on purpose."""
@@ -175,7 +181,7 @@ class EncoderMismatch(EncoderError):
         super().__init__(
             f"this store was encoded by {stored_name} (fingerprint {stored[:12]}), the encoder at "
             f"hand has fingerprint {offered[:12]}: open the store with the encoder it was made "
-            "with, or export its texts and import them into a new store"
+            f"with, or {RENEW}"
         )
 
 

@@ -6,7 +6,7 @@ PACKAGE = Path(__file__).parent
 
 #: Shipped encoder: the embedder's folder and the SAE's weights folder.
 EMBEDDER_FOLDER = PACKAGE / "models" / "minilm-l6-v2"
-SAE_FOLDER = PACKAGE / "models" / "sae-2048-k32"
+SAE_FOLDER = PACKAGE / "models" / "sae-3072-k32"
 #: A 30-neuron SAE over the sample narratives, for the prototype's door.
 NARRATIVES_SAE_FOLDER = PACKAGE / "models" / "narratives-30"
 #: 450 narratives written for this project, in the prototype's JSON shape.
@@ -27,6 +27,12 @@ def resolve_model(location: str) -> Path:
     if location.startswith(BUILTIN):
         return PACKAGE / "models" / location.removeprefix(BUILTIN)
     return Path(location)
+
+
+def named_model(name: str | Path) -> Path:
+    """Return the weights at a path, or those of a shipped SAE by its name (``sae-3072-k64``)."""
+    shipped = PACKAGE / "models" / name
+    return shipped if not Path(name).exists() and shipped.is_dir() else Path(name)
 
 
 def model_location(folder: Path) -> str:

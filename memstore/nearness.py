@@ -14,7 +14,7 @@ from memstore.catalog import words
 from memstore.core import ranking
 from memstore.core.expression import NeuronQuery
 from memstore.core.ranking import Ranked, best, join
-from memstore.core.traces import cosine_parts, idf
+from memstore.core.traces import affinity_parts, idf
 from memstore.errors import IndexDamaged
 from memstore.hits import Hits
 from memstore.index.selection import Selection
@@ -86,7 +86,7 @@ class Near:
     def _weights(self) -> Float64 | None:
         if not self.idf:
             return None
-        return self.searcher.ask(self.view, lambda i: idf(i.fires(), len(i)))
+        return self.searcher.ask(self.view, lambda i: idf(i.fires, len(i)))
 
     def _by_trace(self, k: int, weights: Float64 | None, selected: Selection | None) -> Ranked:
         began = time.perf_counter()
@@ -95,7 +95,7 @@ class Near:
             found = self.searcher.ask(self.view, lambda i: i.nearest(trace, k, weights, selected))
             self.view.note("trace", found.work, began)
             return found.ranked
-        everyone = self.searcher.ask(self.view, lambda i: i.cosines(trace, weights, selected))
+        everyone = self.searcher.ask(self.view, lambda i: i.affinities(trace, weights, selected))
         self.view.note_rows("trace", "every row that shares a neuron", len(everyone), began)
         return everyone
 
@@ -240,7 +240,7 @@ def nearness_parts(
     if trace is None:
         own = {"dense": cosine}
     else:
-        own = reasons.shared_parts(cosine_parts(trace, fired, weights))
+        own = reasons.shared_parts(affinity_parts(trace, fired, weights))
     if steer is not None:
         own |= reasons.composite_parts(steer, fired, "steer ")
     return own

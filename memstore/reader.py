@@ -139,13 +139,13 @@ class Reader(OpenStore):
         where: Where | None = None,
         steer: Query | None = None,
         half_life: str | timedelta | None = None,
-        idf: bool = False,
+        idf: bool | None = None,
         weights: Mapping[str, float] | None = None,
     ) -> Hits:
         """Return the k memories nearest to a text.
 
-        ``by``: "dense" (cosine of vectors), "trace" (cosine of traces; ``idf=True`` lets rare
-        neurons count more), "words" (BM25 of any of the words) or "hybrid" (reciprocal rank fusion
+        ``by``: "dense" (cosine of vectors), "trace" (affinity of traces; rare neurons count
+        more, unless ``idf=False``), "words" (BM25 of any of the words) or "hybrid" (reciprocal rank fusion
         of the three; ``weights={"dense": 1, "words": 0.5}`` for a weighted sum instead).
         ``steer`` adds a neuron expression to the score; ``half_life`` ("90d") fades old memories.
         Exact, except that fusion reads each side's first max(100, k).
@@ -162,7 +162,7 @@ class Reader(OpenStore):
         by: By = "dense",
         where: Where | None = None,
         half_life: str | timedelta | None = None,
-        idf: bool = False,
+        idf: bool | None = None,
     ) -> Hits:
         """Return the k memories nearest to a stored one, itself left out. Loads no embedder."""
         self._open_database()

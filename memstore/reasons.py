@@ -52,7 +52,7 @@ def composite_sentences(
 
 
 def shared_parts(shares: Mapping[int, float]) -> dict[str, float]:
-    """Return each neuron's share of a cosine of two traces, largest first."""
+    """Return each neuron's share of the affinity of two traces, largest first."""
     ordered = sorted(shares.items(), key=lambda item: (-item[1], item[0]))
     return {neuron_name(neuron): share for neuron, share in ordered}
 

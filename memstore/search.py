@@ -209,7 +209,8 @@ class Searcher:
         fading = check_half_life(options.half_life)
         with self.view(dense=hybrid or question.trace is None) as view:
             steer = None if options.steer is None else view.resolve(options.steer)
-            near = Near(self, view, question, steer, options.idf, fading)
+            rarity = options.idf is not False and (hybrid or question.trace is not None)
+            near = Near(self, view, question, steer, rarity, fading)
             if hybrid:
                 return near.fused(k, where, options.weights)
             return near.hits(k, where)
@@ -239,8 +240,9 @@ class Options:
     """An expression whose weighted activations are added to the score (hybrid: one more side)."""
     half_life: str | timedelta | None = None
     """Scores halve with every such span of age."""
-    idf: bool = False
-    """Weight neurons by IDF, so that rare ones count more (by="trace" and "hybrid")."""
+    idf: bool | None = None
+    """Weight neurons by IDF, so that rare ones count more (by="trace" and "hybrid", where nobody
+    says otherwise)."""
     weights: Mapping[str, float] | None = None
     """Hybrid only: a weighted sum of the sides named, instead of reciprocal rank fusion."""
 

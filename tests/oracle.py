@@ -129,14 +129,14 @@ def neuron_idf(live: Collection[Row], width: int) -> dict[int, float]:
 def trace_scores(
     rows: Iterable[Row], query: Mapping[int, float], weights: Mapping[int, float] | None = None
 ) -> Marks:
-    """Return the cosine of traces for every row that shares a neuron with the query."""
+    """Return the affinity to the query of every row that shares a neuron with it.
 
-    def weighed(trace: Mapping[int, float]) -> dict[int, float]:
-        return {n: a * (1.0 if weights is None else weights[n]) for n, a in trace.items()}
-
-    asked, marks = weighed(query), {}
+    The cosine of the query's activations, weighted, and the square roots of the row's.
+    """
+    asked = {n: a * (1.0 if weights is None else weights[n]) for n, a in query.items()}
+    marks = {}
     for row in rows:
-        own = weighed(row.activations)
+        own = {n: math.sqrt(a) for n, a in row.activations.items()}
         if shared := own.keys() & asked.keys():
             product = math.fsum(own[n] * asked[n] for n in shared)
             score = product / math.hypot(*own.values()) / math.hypot(*asked.values())

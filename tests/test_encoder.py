@@ -6,6 +6,7 @@ import hashlib
 import http.server
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -19,7 +20,7 @@ from memstore.embed.function import FunctionEmbedder
 from memstore.embed.onnx import WINDOW, OnnxEmbedder, batches, split
 from memstore.embed.openai import OpenAIEmbedder
 from memstore.embed.sentence_transformers import SentenceTransformerEmbedder
-from memstore.errors import EmbeddingFailed, InvalidWeights
+from memstore.errors import EmbeddingFailed, EncoderMismatch, InvalidWeights
 
 ROOT = Path(__file__).parent.parent
 
@@ -119,8 +120,6 @@ def test_batches_hold_every_row_once_and_little_padding():
 
 def test_the_fingerprint_follows_the_bytes_not_the_name(embedder, tmp_path):
     """A copy elsewhere is the same embedder; one changed byte is another."""
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(layout.EMBEDDER_FOLDER, copy)
     assert OnnxEmbedder(copy).fingerprint == embedder.fingerprint
@@ -222,7 +221,7 @@ def test_an_openai_endpoint_that_fails_is_a_typed_error(endpoint, monkeypatch):
 def test_the_encoder_ships_and_finds_meaning(narrative_store):
     """A question in other words finds the narrative that answers it."""
     with MemoryStore.open(narrative_store, mode="r") as store:
-        assert store.stats()["encoder"] == "minilm-l6-v2 + sae-2048-k32"
+        assert store.stats()["encoder"] == "minilm-l6-v2 + sae-3072-k32"
         hits = store.search("someone's strings instrument broke while travelling", 3)
         assert any("cello" in hit.text for hit in hits)
         assert len(store.trace(1)) == 32
@@ -249,3 +248,41 @@ with MemoryStore.open({str(path)!r}) as store:
         env={"HOME": str(home), "PATH": "/usr/bin:/bin"},
     )
     assert list(home.rglob("*")) == []
+
+
+def test_a_store_of_the_first_encoder_says_what_to_do(tmp_path):
+    """Frozen in 2026 with an SAE that no longer ships: neurons answer, a text says the remedy."""
+    path, new = tmp_path / "old.db", tmp_path / "new.db"
+    shutil.copy(ROOT / "tests" / "fixtures" / "first-encoder.db", path)
+    with MemoryStore.open(path) as store:
+        neuron = int(store.trace(1).neurons[0])
+        assert 1 in store.top(neuron, 3).ids
+        for ask in (lambda: store.search("cello"), lambda: store.insert("another")):
+            with pytest.raises(InvalidWeights, match="sae-2048-k32, which this version no longer"):
+                ask()
+    with pytest.raises(EncoderMismatch, match="memstore export STORE"):
+        MemoryStore.open(path, encoder=Encoder.default())
+    refused = shell("search", path, "cello")
+    assert refused.returncode != 0
+    assert refused.stderr.count("\n") == 1
+    assert "memstore export" in refused.stderr
+    for step in (("export", path, tmp_path / "all.jsonl"), ("import", new, tmp_path / "all.jsonl")):
+        assert shell(*step).returncode == 0
+    with MemoryStore.open(new, mode="r") as store:
+        assert store.search("cello", 1)[0].text.endswith("cello.")
+
+
+def shell(*arguments):
+    command = [sys.executable, "-m", "memstore", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_the_other_shipped_sae_goes_by_its_name(tmp_path):
+    """64 neurons a text, from a name, and found again without one."""
+    with MemoryStore.open(tmp_path / "fine.db", encoder=Encoder.of(sae="sae-3072-k64")) as store:
+        store.insert("A quiet morning by the lake.")
+        assert len(store.trace(1)) == 64
+    with MemoryStore.open(tmp_path / "fine.db") as store:
+        assert store.search("morning", 1, by="trace")[0].id == 1
+    with pytest.raises(InvalidWeights, match="no weights at sae-9"):
+        Encoder.of(sae="sae-9")

@@ -99,14 +99,15 @@ class World:
         order = rows[np.lexsort((rows, -scores[rows]))][:k]
         return [(int(row) + 1, float(scores[row])) for row in order]
 
-    def cosine(self, trace, k, where):
-        total, squares = np.zeros(len(self.matrix)), np.zeros(len(self.matrix))
-        weights = dict(zip(trace.neurons.tolist(), trace.activations.tolist(), strict=True))
+    def affinity(self, trace, k, where, factors):
+        total, sums = np.zeros(len(self.matrix)), np.zeros(len(self.matrix))
+        asked = trace.activations * (1.0 if factors is None else factors[trace.neurons])
+        weights = dict(zip(trace.neurons.tolist(), asked.tolist(), strict=True))
         for neuron in range(WIDTH):
-            total += weights.get(neuron, 0.0) * self.matrix[:, neuron]
-            squares += self.matrix[:, neuron] ** 2
+            total += weights.get(neuron, 0.0) * np.sqrt(self.matrix[:, neuron])
+            sums += self.matrix[:, neuron]
         shared = (self.matrix[:, trace.neurons] > 0).any(axis=1) & self.alive & where
-        norms = np.sqrt(squares) * norm_of(trace.activations)
+        norms = np.sqrt(sums) * norm_of(asked)
         scores = np.divide(total, norms, out=np.zeros(len(total)), where=norms > 0)
         rows = np.flatnonzero(shared)
         order = rows[np.lexsort((rows, -scores[rows]))][:k]
@@ -142,8 +143,9 @@ class World:
                 row = self.matrix[self.dice.integers(len(self.matrix))]
                 neurons = np.flatnonzero(row)
                 trace = Trace(neurons, row[neurons])
-                found = self.index.nearest(trace, k, None, selected).ranked.pairs()
-                wrong += found != (self.cosine(trace, k, where) if len(neurons) else [])
+                factors = None if self.dice.random() < 0.5 else 1 + self.dice.random(WIDTH)
+                found = self.index.nearest(trace, k, factors, selected).ranked.pairs()
+                wrong += found != (self.affinity(trace, k, where, factors) if len(neurons) else [])
                 continue
             query = self.random_query()
             least = self.dice.choice([0.0, 0.0, 0.5, -1.0, np.nan])

@@ -67,9 +67,12 @@ def test_every_scoring_is_what_its_formula_says():
         "dense": (queries, texts),
         "cosine": (b, a),
         "IDF": (b * idf, a * idf),
+        "affinity": (b, np.sqrt(a)),
+        "affinity, IDF": (b * idf, np.sqrt(a)),
         "reconstructed": (b @ decoder.T, a @ decoder.T),
         "asymmetric": (queries - bias, a @ decoder.T),
     }
+    assert set(found) == set(pairs)
     for name, (left, right) in pairs.items():
         cosines = unit(left) @ unit(right).T
         gains = [[float(t in answers[q]) for t in range(60)] for q in range(9)]

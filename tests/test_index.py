@@ -259,7 +259,7 @@ def test_codes_are_bounds_and_checksums_agree():
         assert (bounds >= exact[rows, neuron]).all()
         assert (np.diff(exact[rows, neuron]) <= 0).all()
         assert set(rows.tolist()) == set(np.flatnonzero(exact[:, neuron]).tolist())
-    norms = np.sqrt((exact**2).sum(axis=1))
+    norms = np.sqrt(exact.sum(axis=1))
     assert (block.norm_codes * block.norm_scale <= norms).all()
 
 

@@ -271,12 +271,17 @@ def test_top(plan, data):
         assert_ranking(hits, composite_scores(rows, Asked([(neuron, 1)])), k)
 
 
+def rarity(world):
+    """The weights of neurons that a search by trace uses, where nobody says otherwise."""
+    return oracle.neuron_idf(world.rows.values(), CONFIG.neurons)
+
+
 @over_histories
 def test_trace_search(plan, data):
-    """A search by trace is the cosine of traces over the memories that share a neuron."""
+    """A search by trace is the affinity of traces over the memories that share a neuron."""
     for world, where, rows, k in questions(plan, data):
-        text, rare = data.draw(TEXTS), data.draw(st.booleans())
-        weights = oracle.neuron_idf(world.rows.values(), CONFIG.neurons) if rare else None
+        text, rare = data.draw(TEXTS), data.draw(st.sampled_from([None, True, False]))
+        weights = None if rare is False else rarity(world)
         hits = world.store.search(text, k, by="trace", where=where, idf=rare)
         assert_ranking(hits, trace_scores(rows, trace_of(text), weights), k, TRACE)
         for hit in hits:
@@ -327,7 +332,7 @@ def test_similar(plan, data):
         hits = world.store.similar(asked.id, k, where=where)
         assert_ranking(hits, dense_scores(others, asked.vector), k, DENSE)
         hits = world.store.similar(asked.id, k, by="trace", where=where)
-        assert_ranking(hits, trace_scores(others, asked.activations), k, TRACE)
+        assert_ranking(hits, trace_scores(others, asked.activations, rarity(world)), k, TRACE)
 
 
 @over_histories
@@ -356,7 +361,8 @@ def test_hybrid_search(plan, data):
     for world, where, rows, k in questions(plan, data):
         text, depth = data.draw(TEXTS), max(100, k)
         words = oracle.word_scores(world.rows.values(), rows, text)
-        dense, trace = dense_scores(rows, unit(text)), trace_scores(rows, trace_of(text))
+        dense = dense_scores(rows, unit(text))
+        trace = trace_scores(rows, trace_of(text), rarity(world))
         sides = {"dense": (dense, DENSE), "trace": (trace, TRACE), "words": (words, WORDY)}
         shares = {name: oracle.fusion_shares(*side, depth) for name, side in sides.items()}
         oracle.assert_fused(world.store.search(text, k, by="hybrid", where=where), shares, k)

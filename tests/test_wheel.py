@@ -30,7 +30,7 @@ def test_the_wheel_holds_models_samples_and_migrations(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     for needed in (
         "memstore/models/minilm-l6-v2/model.onnx",
-        "memstore/models/sae-2048-k32/weights.safetensors",
+        "memstore/models/sae-3072-k32/weights.safetensors",
         "memstore/samples/narratives.json",
         "memstore/migrations/env.py",
         "memstore/migrations/versions/0001_first_schema.py",

@@ -31,7 +31,9 @@ from memstore.search import By
     help="Nearness of meaning, of traces, of words, or all fused.",
 )
 @click.option("--steer", metavar="EXPR", help="Neuron expression to add to the score.")
-@click.option("--idf", is_flag=True, help="Let rare neurons count more (trace, hybrid).")
+@click.option(
+    "--idf/--no-idf", default=None, help="Let rare neurons count more (trace, hybrid: on)."
+)
 @half_life_option
 @where_options
 @why_option
@@ -42,7 +44,7 @@ def search_command(
     k: int,
     by: By,
     steer: str | None,
-    idf: bool,
+    idf: bool | None,
     half_life: str | None,
     category: str | None,
     where: str | None,
@@ -133,7 +135,7 @@ def composite_command(
     show_default=True,
     help="Nearness of meaning or of traces.",
 )
-@click.option("--idf", is_flag=True, help="Let rare neurons count more (trace).")
+@click.option("--idf/--no-idf", default=None, help="Let rare neurons count more (trace: on).")
 @half_life_option
 @where_options
 @why_option
@@ -143,7 +145,7 @@ def similar_command(
     id: int,
     k: int,
     by: By,
-    idf: bool,
+    idf: bool | None,
     half_life: str | None,
     category: str | None,
     where: str | None,

@@ -16,7 +16,11 @@ from memstore.store import MemoryStore
 
 @click.command("init")
 @store_argument
-@click.option("--sae", type=click.Path(path_type=Path), help="Weights folder of another SAE.")
+@click.option(
+    "--sae",
+    type=click.Path(path_type=Path),
+    help="Weights folder of another SAE, or the name of a shipped one: sae-3072-k64.",
+)
 @click.option("--embedder", help="Name or folder of a sentence-transformers model.")
 @json_option
 def init_command(store: str, sae: Path | None, embedder: str | None, as_json: bool) -> None:

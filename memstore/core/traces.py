@@ -1,4 +1,4 @@
-"""Traces: their packed form, their assembly into CSR arrays, cosine and IDF.
+"""Traces: their packed form, their assembly into CSR arrays, affinity and IDF.
 
 What is stored is what scores: activations are float16 on disk, every sum runs in float64 over
 those stored values, in ascending order of neurons.
@@ -133,13 +133,18 @@ def idf(fires: Int64, memories: int) -> Float64:
     return np.asarray(np.log((1 + memories) / (1 + fires)) + 1.0, dtype=np.float64)
 
 
-def cosine_parts(a: Trace, b: Trace, weights: Float64 | None = None) -> dict[int, float]:
-    """Return each shared neuron's share of the cosine of two traces; the shares sum to it.
+def affinity_parts(a: Trace, b: Trace, weights: Float64 | None = None) -> dict[int, float]:
+    """Return each shared neuron's share of the affinity of trace b to trace a; they sum to it.
 
-    With ``weights`` (one a neuron, e.g. IDF) both traces are multiplied by them first.
+    ::
+
+        sum_j w_j sqrt(b_j) / sqrt(sum_j w_j^2 x sum_j b_j),    w_j = a_j, times ``weights`` if any
+
+    the cosine of a's activations, weighted, and the square roots of b's. The root keeps the one or
+    two strongest neurons of a memory from deciding alone (docs/why.md has the figures).
     """
-    x, y = weigh(a, weights), weigh(b, weights)
-    norm = norm_of(x) * norm_of(y)
+    x, y = asked(a, weights), np.sqrt(b.activations)
+    norm = norm_of(x) * float(np.sqrt(np.sum(b.activations)))
     if norm == 0:
         return {}
     shared, left, right = np.intersect1d(
@@ -149,8 +154,8 @@ def cosine_parts(a: Trace, b: Trace, weights: Float64 | None = None) -> dict[int
     return dict(zip(shared.tolist(), products, strict=True))
 
 
-def weigh(trace: Trace, weights: Float64 | None) -> Float64:
-    """Return the activations, times the weights of their neurons where there are any."""
+def asked(trace: Trace, weights: Float64 | None) -> Float64:
+    """Return the weights of a question: its activations, times those of their neurons if any."""
     return trace.activations if weights is None else trace.activations * weights[trace.neurons]
 
 

@@ -74,8 +74,8 @@ class Block:
 
     Row r has memory id ``first_id + offsets[r]`` and, ascending, the neurons
     ``neurons[starts[r]:starts[r + 1]]`` with their ``activations``. ``norm_codes[r] x norm_scale``
-    is at most the L2 norm of the row. ``alive`` has one bit a row, None where all count; ``runs``
-    is None for a few rows.
+    is at most the norm of the row: the square root of its sum. ``alive`` has one bit a row, None
+    where all count; ``runs`` is None for a few rows.
     """
 
     width: int
@@ -188,10 +188,18 @@ class Block:
         """Return the traces of the rows that still count."""
         return self.traces if self.alive is None else packed.select(self.traces, self.living_rows)
 
+    @cached_property
     def fires(self) -> Int64:
-        """Return how many living rows each neuron fires for."""
-        neurons = self.neurons if self.alive is None else self.living().neurons
-        return np.bincount(neurons, minlength=self.width)
+        """How many living rows each neuron fires for."""
+        if self.runs is None:
+            total = np.bincount(self.neurons, minlength=self.width)
+        else:
+            total = np.diff(self.runs.starts).astype(np.int64)
+        if self.alive is None:
+            return total
+        mask = np.unpackbits(self.alive, count=len(self), bitorder="little")
+        dead = packed.select(self.traces, np.flatnonzero(mask == 0))
+        return total - np.bincount(dead.neurons, minlength=self.width)
 
 
 def build_runs(traces: Traces) -> Runs:
@@ -220,16 +228,19 @@ def build_runs(traces: Traces) -> Runs:
 
 
 def norm_codes(traces: Traces) -> tuple[UInt8, float, float, float]:
-    """Return each row's L2 norm rounded down to 8 bits, the step, and the smallest and mean > 0."""
+    """Return each row's norm rounded down to 8 bits, the step, and the smallest and mean > 0.
+
+    The norm of the square roots of activations: that of their sum.
+    """
     values = traces.activations.astype(np.float64)
     rows = np.repeat(np.arange(len(traces)), np.diff(traces.indptr))
-    norms = np.sqrt(np.bincount(rows, values * values, minlength=len(traces)))
+    norms = np.sqrt(np.bincount(rows, values, minlength=len(traces)))
     step = float(norms.max(initial=0.0)) / 255
     if step == 0:
         return np.zeros(len(traces), dtype=np.uint8), 0.0, 0.0, 0.0
     codes = np.floor(norms / step)
     codes -= codes * step > norms
-    # A shade less than the smallest: its own sum of squares may be added in another order.
+    # A shade less than the smallest: its own sum may be added in another order.
     fired = norms[norms > 0]
     smallest, mean = float(fired.min()) * (1 - 2**-40), float(fired.mean())
     return np.maximum(codes, 0).astype(np.uint8), step * (1 - 2**-40), smallest, mean

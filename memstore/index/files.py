@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from memstore.errors import IndexDamaged
 
 MAGIC = b"MEMSTIDX"
-FORMAT = 2
+FORMAT = 3
 ALIGNMENT = 64
 
 Arrays = Mapping[str, NDArray[Any]]

@@ -54,7 +54,7 @@ typedef struct {
     const uint32_t *row_starts;   /* rows + 1 */
     const void *row_neurons;      /* uint16, or uint32 where width > 65536 */
     const uint16_t *row_values;   /* float16, as stored */
-    const uint8_t *row_norms;     /* x norm_scale <= the L2 norm of the row */
+    const uint8_t *row_norms;     /* x norm_scale <= the root of the sum of the row */
     double norm_scale;
     double smallest_norm, mean_norm; /* of the rows in which anything fires */
     const uint32_t *run_starts;   /* width + 1; NULL: no runs, every row is read */
@@ -87,9 +87,8 @@ typedef struct {
     int64_t needs_positive;        /* a positively weighted neuron must fire */
     int64_t has_floor;             /* only scores above it */
     double floor;
-    int64_t cosine;                /* divide by both norms */
+    int64_t cosine;                /* of the weights and the square roots of the activations */
     double query_norm;
-    const double *factors;         /* (width) on stored activations (IDF), or NULL */
     const uint8_t *const *allowed; /* a bitmap a block, or NULL */
     double share;                  /* of the threshold that cutting may spend */
 } Query;
@@ -128,6 +127,7 @@ typedef struct {
     double largest;
     double spent; /* what unread postings could add to a row, in divided weights */
     double cut_for; /* the threshold that the cutoffs were made for */
+    float roots[256]; /* of the codes, rounded up */
 } Search;
 
 /* Positive float16 to double, exact, subnormals included. */
@@ -137,6 +137,13 @@ static double activation(uint16_t half)
     float value;
     memcpy(&value, &bits, sizeof value);
     return (double)(value * 0x1p112f);
+}
+
+/* What a weight is multiplied by. Rounded as any sqrt is, so it keeps the order of activations and
+ * bounds stay bounds. */
+static double lifted(const Query *query, double value)
+{
+    return query->cosine ? sqrt(value) : value;
 }
 
 static uint32_t neuron_at(const Block *block, uint32_t place)
@@ -259,7 +266,7 @@ static int complete(const Block *block, uint32_t row, const Search *search, doub
     if (!row_is_sound(block, row))
         return DAMAGED;
     uint32_t start = block->row_starts[row], stop = block->row_starts[row + 1];
-    double sum = 0.0, squares = 0.0;
+    double sum = 0.0, total = 0.0;
     int raised = 0;
     if (start > stop || stop > block->postings)
         return DAMAGED;
@@ -271,16 +278,15 @@ static int complete(const Block *block, uint32_t row, const Search *search, doub
         if (weight == 0.0 && !query->cosine)
             continue;
         double value = activation(block->row_values[place]);
-        if (query->factors)
-            value *= query->factors[neuron];
-        squares += value * value;
-        sum += weight * value;
+        total += value;
+        if (weight != 0.0)
+            sum += weight * lifted(query, value);
         raised |= weight > 0;
     }
     if (query->needs_positive && !raised)
         return 0;
     if (query->cosine)
-        sum /= sqrt(squares) * query->query_norm;
+        sum /= sqrt(total) * query->query_norm;
     if ((query->has_floor && !(sum > query->floor))
         || !meets_conditions(block, start, stop, query))
         return 0;
@@ -379,7 +385,7 @@ static int64_t strongest(const Search *search, const Summary *summary, int64_t *
     double reach[PRIMING_TERMS];
     int64_t count = 0;
     for (int64_t t = 0; t < search->positives; t++) {
-        double own = search->weights[t] * peak(summary, search->neurons[t]);
+        double own = search->weights[t] * lifted(search->query, peak(summary, search->neurons[t]));
         int64_t at = count;
         while (at && reach[at - 1] < own)
             at--;
@@ -460,11 +466,11 @@ static double choose(Search *search, const Summary *summary, double price)
                 continue;
             unread += counts[level - 1];
             double edge = activation((uint16_t)(level << 8));
-            double gain = unread - price * search->weights[t] * edge;
+            double gain = unread - price * search->weights[t] * lifted(search->query, edge);
             if (gain > best)
                 best = gain, search->cutoffs[t] = edge;
         }
-        spent += search->weights[t] * search->cutoffs[t];
+        spent += search->weights[t] * lifted(search->query, search->cutoffs[t]);
     }
     return spent;
 }
@@ -609,6 +615,17 @@ static void add_up(float *sums, const uint16_t *rows, const uint8_t *codes, uint
         sums[rows[i]] += unit * codes[i];
 }
 
+/* The same for bounds under a root: there are 256 of them, ready at `root[code]`. */
+static void add_roots(float *sums, const uint16_t *rows, const uint8_t *codes, uint32_t count,
+                      float unit, const float *root)
+{
+    float bounds[256];
+    for (int code = 0; code < 256; code++)
+        bounds[code] = unit * root[code];
+    for (uint32_t i = 0; i < count; i++)
+        sums[rows[i]] += bounds[codes[i]];
+}
+
 /* Adds up the bounds of the postings that are read; returns how many those are, or DAMAGED. */
 static int64_t scatter(Search *search, const Block *block)
 {
@@ -625,9 +642,13 @@ static int64_t scatter(Search *search, const Block *block)
         const uint8_t *codes = block->run_codes + start;
         uint32_t least = lowest_code(block->scales[neuron], search->cutoffs[t]);
         uint32_t count = prefix(codes, stop - start, least);
-        float unit = (float)(search->weights[t] * block->scales[neuron]) * (1.0f + 0x1p-22f);
+        double step = lifted(search->query, block->scales[neuron]);
+        float unit = (float)(search->weights[t] * step) * (1.0f + 0x1p-22f);
         unit = unit > FLT_MIN ? unit : FLT_MIN;
-        add_up(sums, rows, codes, count, unit);
+        if (search->query->cosine)
+            add_roots(sums, rows, codes, count, unit, search->roots);
+        else
+            add_up(sums, rows, codes, count, unit);
         search->counts[t] = count;
         postings += count;
     }
@@ -736,7 +757,7 @@ static int read_block(Search *search, const Block *block, int64_t number, const 
 /* --- what ctypes calls ------------------------------------------------------------------------ */
 
 /* Raised with every change to a struct or a function here; index/native.py must say the same. */
-EXPORT int64_t memstore_kernel_version(void) { return 3; }
+EXPORT int64_t memstore_kernel_version(void) { return 4; }
 
 static int take_terms(Search *search)
 {
@@ -797,6 +818,8 @@ EXPORT int64_t memstore_search(const Block *const *blocks, int64_t count, const 
 {
     Search search = {.query = query, .scratch = scratch, .heap = hits, .report = report};
     memset(search.seen, 0xFF, sizeof search.seen);
+    for (int code = 0; query->cosine && code < 256; code++)
+        search.roots[code] = sqrtf((float)code) * (1.0f + 0x1p-22f);
     memset(report, 0, sizeof *report);
     int status = take_terms(&search);
     if (status == 0 && summary)

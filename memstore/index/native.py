@@ -27,7 +27,7 @@ from memstore.index.question import Question
 from memstore.index.summary import HEADS, Summary
 from memstore.types import Float64
 
-VERSION = 3
+VERSION = 4
 NO_MEMORY, DAMAGED = -1, -2
 OPERATORS = {">": 0, ">=": 1, "<": 2, "<=": 3}
 #: Share of the threshold that unread postings may use up. On a million independent traces 0.3 beat
@@ -63,7 +63,7 @@ QUERY = structure(
     "Query", k=INTEGER, width=INTEGER, terms=INTEGER, neurons=BYTES, weights=BYTES,
     conditions=INTEGER, bound_neurons=BYTES, operators=BYTES, bounds=BYTES,
     needs_positive=INTEGER, has_floor=INTEGER, floor=REAL, cosine=INTEGER, query_norm=REAL,
-    factors=ADDRESS, allowed=ADDRESS, share=REAL,
+    allowed=ADDRESS, share=REAL,
 )  # fmt: skip
 REPORT = structure("Report", postings=INTEGER, completed=INTEGER, blocks=INTEGER, damaged=INTEGER)
 HIT = structure("Hit", id=INTEGER, score=REAL, place=INTEGER)
@@ -158,7 +158,6 @@ def packed_query(
         question.floor or 0.0,
         question.query_norm is not None,
         question.query_norm or 1.0,
-        address(question.factors),
         address(bitmaps),
         SHARE,
     )

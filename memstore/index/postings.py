@@ -154,16 +154,10 @@ class NeuronIndex:
         factors: Float64 | None = None,
         selected: Selection | None = None,
     ) -> Found:
-        """Return the k memories of highest cosine to a trace among those that share a neuron."""
+        """Return the k memories of highest affinity to a trace among those that share a neuron."""
         if not len(trace):
             return Found(NOTHING, Work("nothing fires"))
-        question = Question.cosine(trace, factors)
-        if factors is not None:
-            # Norms kept in blocks are of plain activations.
-            found = self._all(question, selected)
-            work = Work("every row that shares a neuron", rows=len(found))
-            return Found(best(found, k), work)
-        return self._best(question, k, selected, FEW_OF_TRACE)
+        return self._best(Question.affinity(trace, factors), k, selected, FEW_OF_TRACE)
 
     def candidates(
         self, query: NeuronQuery, selected: Selection | None = None, min_score: float | None = 0.0
@@ -175,11 +169,11 @@ class NeuronIndex:
         """Return the weighted sum of every live memory that meets the conditions, unordered."""
         return self._all(Question.weighted(query), selected)
 
-    def cosines(
+    def affinities(
         self, trace: Trace, factors: Float64 | None = None, selected: Selection | None = None
     ) -> Ranked:
-        """Return every memory that shares a neuron with a trace and the cosine, unordered."""
-        return self._all(Question.cosine(trace, factors), selected) if len(trace) else NOTHING
+        """Return every memory that shares a neuron with a trace and its affinity, unordered."""
+        return self._all(Question.affinity(trace, factors), selected) if len(trace) else NOTHING
 
     def activations(self, neuron: int) -> Ranked:
         """Return (ids, activations) of the live memories for which a neuron fires, unordered."""
@@ -301,16 +295,17 @@ class NeuronIndex:
 
     # --- statistics ------------------------------------------------------------------------
 
+    @cached_property
     def fires(self) -> Int64:
-        """Return how many live memories each neuron fires for."""
+        """How many live memories each neuron fires for."""
         total = np.zeros(self.width, dtype=np.int64)
         for block in self.blocks:
-            total += block.fires()
+            total += block.fires
         return total
 
     def statistics(self) -> tuple[Int64, Float64, Float64]:
         """Return (fires, mean activation where it fires, largest activation), one a neuron."""
-        fires, maxima = self.fires(), np.zeros(self.width)
+        fires, maxima = self.fires, np.zeros(self.width)
         sums = np.zeros(self.width)
         for block in self.blocks:
             living = block.living()

@@ -10,17 +10,17 @@ from numpy.typing import NDArray
 
 from memstore.core.expression import Condition, NeuronQuery
 from memstore.core.ranking import Ranked
-from memstore.core.traces import norm_of, weigh
+from memstore.core.traces import asked, norm_of
 from memstore.types import Float64, Trace
 
 
 @dataclass(frozen=True)
 class Question:
-    """A weighted sum of activations, under conditions; with ``query_norm`` a cosine.
+    """A weighted sum of activations, under conditions; with ``query_norm`` an affinity.
 
     ``neurons`` (ascending) and ``weights`` are its terms. ``needs_positive``: only rows in which a
-    positively weighted neuron fires. ``floor``: only scores above it. ``factors``, one a neuron,
-    multiply the stored activations first (IDF).
+    positively weighted neuron fires. ``floor``: only scores above it. An affinity is the cosine of
+    the weights and the square roots of the activations.
     """
 
     neurons: NDArray[np.uint32]
@@ -29,7 +29,6 @@ class Question:
     needs_positive: bool = False
     floor: float | None = None
     query_norm: float | None = None
-    factors: Float64 | None = None
 
     @classmethod
     def composite(cls, query: NeuronQuery, min_score: float | None) -> Question:
@@ -43,16 +42,11 @@ class Question:
         return cls(*terms_of(query), query.conditions)
 
     @classmethod
-    def cosine(cls, trace: Trace, factors: Float64 | None) -> Question:
-        """Return the cosine of a trace with every row that shares a neuron with it."""
-        weights = weigh(trace, factors)
-        return cls(
-            trace.neurons.astype(np.uint32),
-            weights,
-            needs_positive=True,
-            query_norm=norm_of(weights),
-            factors=factors,
-        )
+    def affinity(cls, trace: Trace, factors: Float64 | None) -> Question:
+        """Return the affinity of a trace to every row that shares a neuron with it."""
+        weights = asked(trace, factors)
+        norm = norm_of(weights)
+        return cls(trace.neurons.astype(np.uint32), weights, needs_positive=True, query_norm=norm)
 
     @property
     def positive(self) -> NDArray[np.uint32]:

@@ -57,7 +57,7 @@ def candidates(block: Block, question: Question, least: float) -> tuple[NDArray[
     for neuron, weight in zip(neurons.tolist(), weights.tolist(), strict=True):
         check_run(block, runs, neuron)
         rows, bounds = runs.run(neuron, cutoff)
-        parts.append((rows, weight * bounds))
+        parts.append((rows, weight * lifted(question, bounds)))
     rows = np.concatenate([rows for rows, _ in parts])
     sums = np.bincount(rows, np.concatenate([b for _, b in parts]), minlength=len(block))
     if len(sums) > len(block):
@@ -102,16 +102,19 @@ def sums_of(
     weights = np.zeros(chosen.width)
     weights[question.neurons] = question.weights
     own = weights[chosen.neurons]
-    if question.factors is not None:
-        values = values * question.factors[chosen.neurons]
-    sums = np.bincount(place, own * values, minlength=len(chosen))
+    sums = np.bincount(place, own * lifted(question, values), minlength=len(chosen))
     if question.needs_positive:
         passing &= np.bincount(place, own > 0, minlength=len(chosen)) > 0
     if question.query_norm is None:
         return np.asarray(sums, dtype=np.float64)
-    norms = np.sqrt(np.bincount(place, values * values, minlength=len(chosen)))
+    norms = np.sqrt(np.bincount(place, values, minlength=len(chosen)))
     norms *= question.query_norm
     return np.divide(sums, norms, out=np.zeros(len(chosen)), where=norms > 0)
+
+
+def lifted(question: Question, values: Float64) -> Float64:
+    """Return what the weights of a question are multiplied by."""
+    return values if question.query_norm is None else np.sqrt(values)
 
 
 def touched(block: Block, question: Question) -> NDArray[np.uint32]:

@@ -6,9 +6,10 @@ decoder W::
     dense            cos(q, x)
     cosine           cos(a_q, a_x)
     IDF              cos(w a_q, w a_x),  w_j = ln((1 + N) / (1 + df_j)) + 1
+    affinity         cos(a_q, sqrt(a_x))
+    affinity, IDF    cos(w a_q, sqrt(a_x)): what ``by="trace"`` does
     reconstructed    cos(q_hat - b_d, x_hat - b_d)
     asymmetric       cos(q - b_d, x_hat - b_d): the question as it is, the memory by its trace
-    projected        cos(w P(q), a_x): ``project``, what ``by="trace"`` does for a text
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from memstore.core.traces import idf
 from memstore.core.vectors import unit_rows
+from memstore.sae.config import PROTOTYPES
 from memstore.sae.encode import SAE
 from memstore.sae.measure import stored
 from memstore.types import Float32, Int64
@@ -73,6 +75,11 @@ def scorings(
     weights = idf(np.count_nonzero(held, axis=0), len(held))
     yield "cosine", asked, unit_rows(held)
     yield "IDF", asked * weights, unit_rows(held * weights)
+    roots = unit_rows(np.sqrt(held))
+    yield "affinity", asked, roots
+    yield "affinity, IDF", asked * weights, roots
+    if sae.config.architecture in PROTOTYPES:
+        return  # which decode something else, or not linearly
     bias, decoder = sae.tensors["decoder.bias"], sae.tensors["decoder.weight"]
     rebuilt = unit_rows(held @ decoder.T)
     yield "reconstructed", asked @ decoder.T, rebuilt
