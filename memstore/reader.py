@@ -144,9 +144,9 @@ class Reader(OpenStore):
     ) -> Hits:
         """Return the k memories nearest to a text.
 
-        ``by``: "dense" (cosine of vectors), "trace" (affinity of traces; rare neurons count
-        more, unless ``idf=False``), "words" (BM25 of any of the words) or "hybrid" (reciprocal rank fusion
-        of the three; ``weights={"dense": 1, "words": 0.5}`` for a weighted sum instead).
+        ``by``: "dense" (cosine of vectors), "trace" (affinity of traces; rare neurons count more,
+        unless ``idf=False``), "words" (BM25 of any of the words) or "hybrid" (reciprocal rank
+        fusion of the three; ``weights={"dense": 1, "words": 0.5}`` for a weighted sum instead).
         ``steer`` adds a neuron expression to the score; ``half_life`` ("90d") fades old memories.
         Exact, except that fusion reads each side's first max(100, k).
         """
