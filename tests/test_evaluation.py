@@ -237,6 +237,8 @@ def test_evaluate_writes_every_table(workplace, monkeypatch):
     page = (workplace / "out" / "evaluation.md").read_text()
     for title in ("Measures", "k-sparse probing", "Retrieval", "Cohesion", "The same neuron"):
         assert f"## {title}" in page
+    tables = [block.splitlines() for block in page.split("\n\n") if block.startswith("|")]
+    assert all(len({line.count("|") for line in table}) == 1 for table in tables)
 
 
 @pytest.mark.parametrize(

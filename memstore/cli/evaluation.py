@@ -123,7 +123,8 @@ def page(found: Evaluation) -> str:
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """Return rows as a Markdown table, turned where it has more columns than a page is wide."""
-    table = [list(rows[0]), *([shown(value) for value in row.values()] for row in rows)]
+    heads = list(dict.fromkeys(name for row in rows for name in row))
+    table = [heads, *([shown(row.get(name)) for name in heads] for row in rows)]
     if len(table[0]) > 8:
         table = [list(column) for column in zip(*table, strict=True)]
     lines = ["| " + " | ".join(line) + " |" for line in table]
