@@ -62,7 +62,7 @@ def test_a_life_of_a_store(tmp_path):
     assert "bytes" in memstore("optimize", path).stdout
     assert memstore("check", path).stdout == "1 memories, all well\n"
     stats = json.loads(memstore("stats", path, "--json").stdout)
-    assert (stats["memories"], stats["categories"], stats["neurons"]) == (1, {}, 2048)
+    assert (stats["memories"], stats["categories"], stats["neurons"]) == (1, {}, 3072)
 
 
 def test_queries_agree_with_the_library(store):
@@ -219,7 +219,7 @@ def test_demo_does_not_touch_a_store_of_ones_own(tmp_path):
 MISTAKES = {
     "no such store": (["top", "{tmp}/none.db", "1"], "no store at"),
     "not a store": (["top", "{tmp}/text.db", "1"], "not a memstore store"),
-    "unknown neuron": (["top", "{store}", "5000"], "neurons 0 to 2047"),
+    "unknown neuron": (["top", "{store}", "5000"], "neurons 0 to 3071"),
     "unknown label": (["top", "{store}", "grief"], "no neuron is called 'grief'"),
     "bad expression": (["composite", "{store}", "15 %"], "at position 3"),
     "bad filter": (["list", "{store}", "--where", "{mood: 1}"], "--where is not JSON"),
