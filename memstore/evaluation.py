@@ -20,11 +20,12 @@ from memstore.sae import probing
 from memstore.sae.encode import SAE
 from memstore.sae.measure import Measures, measure, stored
 from memstore.sae.retrieval import Judged, retrieval
+from memstore.tables import Row
 from memstore.types import Float32, Float64
 
 RAW, PCA = "raw dimensions", "PCA"
-#: Texts whose neurons' cohesion is measured.
-COHESION_TEXTS = 20_000
+#: Texts that cohesion is measured on, and PCA fitted to.
+SAMPLE = 20_000
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Evaluation:
     retrieval: Mapping[str, Mapping[str, Mapping[str, float]]]
     """``{texts: {SAE: {scoring: nDCG@10}}}``."""
     cohesion: Mapping[str, Mapping[str, float]]
+    """``{code: mean over its columns, share of them above most random pairs}``."""
     stability: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Of the first SAE beside others: share of neurons matched, and the median cosine."""
 
@@ -56,14 +58,14 @@ class Evaluation:
         """Return plain values for JSON."""
         return asdict(self)
 
-    def tables(self) -> Iterator[tuple[str, list[dict[str, float | int | str | None]]]]:
+    def tables(self) -> Iterator[tuple[str, list[Row]]]:
         """Yield (title, rows) of each table there is something for."""
         yield (
             "Measures",
             [{"SAE": name, **flat(m.to_dict())} for name, m in self.measures.items()],
         )
         for texts, codes in self.probes.items():
-            rows: list[dict[str, float | int | str | None]] = []
+            rows: list[Row] = []
             for code, found in codes.items():
                 sizes = {f"{size} columns": value for size, value in found.items()}
                 area = self.separation[texts][code]
@@ -143,14 +145,15 @@ def codes(
     for name, sae in saes.items():
         yield name, stored(sae, vectors)
     yield RAW, vectors
-    mean = fitted.mean(axis=0)
-    _, _, components = np.linalg.svd(fitted[:COHESION_TEXTS] - mean, full_matrices=False)
+    sample = fitted[:SAMPLE]
+    mean = sample.mean(axis=0)
+    _, _, components = np.linalg.svd(sample - mean, full_matrices=False)
     yield PCA, np.asarray((vectors - mean) @ components.T, dtype=np.float32)
 
 
 def cohesions(saes: Mapping[str, SAE], vectors: Float32) -> dict[str, dict[str, float]]:
     """Return mean cohesion of each code's columns and the share above what random texts reach."""
-    few = vectors[:COHESION_TEXTS]
+    few = vectors[:SAMPLE]
     result = {}
     for name, values in codes(saes, few, few):
         found = cohesion(np.asarray(values, dtype=np.float32), few)
@@ -182,7 +185,7 @@ def directions(sae: SAE) -> tuple[Float32, Float32]:
     return sae.tensors["encoder.weight"], np.ascontiguousarray(sae.tensors["decoder.weight"].T)
 
 
-def flat(values: Mapping[str, Any]) -> dict[str, float | int | str | None]:
+def flat(values: Mapping[str, Any]) -> Row:
     """Return nested figures side by side: ``{"fire_rates": {"p5": 0.1}}`` as ``fire_rates p5``."""
     result: dict[str, float | int | str | None] = {}
     for name, value in values.items():

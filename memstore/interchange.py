@@ -9,20 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from memstore import layout
 from memstore.errors import InvalidInput, InvalidWeights, MissingExtra
 from memstore.sae import weights
 from memstore.sae.config import SAEConfig
 from memstore.sae.encode import SAE
-from memstore.types import Float32
 
 #: Where a SparseEncoder folder keeps the SAE as memstore knows it, with its own decoder.
 OWN = "memstore"
 MODULES = "modules.json"
 SAELENS, SAELENS_WEIGHTS = "cfg.json", "sae_weights.safetensors"
-Tensors = dict[str, NDArray[Any]]
 
 
 def read(folder: Path) -> SAE:
@@ -144,11 +141,14 @@ def shipped_modules() -> list[Any]:
         cls_token="[CLS]",
         mask_token="[MASK]",
     )
+    noisy = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # as it comes
     with tempfile.TemporaryDirectory() as place:
         bert.save_pretrained(place)
         tokenizer.save_pretrained(place)
         transformer = Transformer(place, max_seq_length=WINDOW)
+    if noisy:
+        logging.enable_progress_bar()  # type: ignore[no-untyped-call]  # as it comes
     return [transformer, Pooling(width, "mean"), Normalize()]
 
 
@@ -176,9 +176,10 @@ def read_saelens(folder: Path) -> SAE:
                 f"{folder} was trained with {name}={settings[name]!r}: fold it "
                 "into the weights with SAELens first"
             )
+    floats = {name: values.astype(np.float32) for name, values in tensors.items()}
     try:
-        encoder, decoder = as_float(tensors["W_enc"]).T, as_float(tensors["W_dec"])
-        bias, centre = as_float(tensors["b_enc"]), as_float(tensors["b_dec"])
+        encoder, decoder = floats["W_enc"].T, floats["W_dec"]
+        bias, centre = floats["b_enc"], floats["b_dec"]
     except KeyError as error:
         raise InvalidWeights(f"{folder / SAELENS_WEIGHTS} lacks {error}") from error
     if not settings.get("apply_b_dec_to_input", True):
@@ -194,8 +195,3 @@ def read_saelens(folder: Path) -> SAE:
         "decoder.bias": centre,
     }
     return SAE(config, weights.checked(config, named))
-
-
-def as_float(values: NDArray[Any]) -> Float32:
-    """Return float32 values, rows as they are."""
-    return np.asarray(values, dtype=np.float32)

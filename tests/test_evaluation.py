@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 
@@ -11,7 +10,6 @@ import pytest
 from click.testing import CliRunner
 
 from memstore.cli import cli
-from memstore.embed.function import FunctionEmbedder
 from memstore.neurons.cohesion import TEXTS, cohesion
 from memstore.neurons.match import match
 from memstore.sae import probing, weights
@@ -34,9 +32,9 @@ def random_unit(count, d=D, seed=0):
     return unit(np.random.default_rng(seed).normal(size=(count, d))).astype(np.float32)
 
 
-def random_sae(seed=0, neurons=N):
+def random_sae(seed=0, dimension=D):
     rng = np.random.default_rng(seed)
-    config = SAEConfig("topk", D, neurons, k=K)
+    config = SAEConfig("topk", dimension, N, k=K)
     tensors = {name: rng.normal(size=shape) for name, shape in config.shapes().items()}
     return SAE(config, {name: value.astype(np.float32) for name, value in tensors.items()})
 
@@ -181,11 +179,26 @@ def test_a_double_neuron_is_seen():
 # --- from the shell ------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Vectors of the shipped embedder, made once."""
+    return tmp_path_factory.mktemp("vectors")
+
+
+@pytest.fixture
+def run(workplace, cache):
+    def evaluate(*arguments):
+        given = ["evaluate", *map(str, arguments), "--cache", str(cache)]
+        return CliRunner().invoke(cli, given)
+
+    return evaluate
+
+
 @pytest.fixture
 def workplace(tmp_path):
     """Two small SAEs, labelled texts, and a retrieval set whose questions are its texts."""
     for number in (1, 2):
-        sae = random_sae(number)
+        sae = random_sae(number, dimension=384)
         weights.save(tmp_path / f"sae-{number}", sae.config, sae.tensors)
     rows = [{"text": f"{kind} number {i}", "kind": kind} for i in range(80) for kind in ("a", "b")]
     lay(tmp_path / "texts.jsonl", rows)
@@ -202,24 +215,8 @@ def lay(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def run(workplace, monkeypatch, *arguments):
-    def embedder(config):
-        return FunctionEmbedder(hashed, dimension=D, name="hashed")
-
-    monkeypatch.setattr("memstore.encoder.load_embedder", embedder)
-    options = ["--cache", str(workplace / "cache")]
-    return CliRunner().invoke(cli, ["evaluate", *map(str, arguments), *options])
-
-
-def hashed(texts):
-    seeds = [int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little") for text in texts]
-    return np.concatenate([random_unit(1, seed=seed) for seed in seeds])
-
-
-def test_evaluate_writes_every_table(workplace, monkeypatch):
+def test_evaluate_writes_every_table(workplace, run):
     done = run(
-        workplace,
-        monkeypatch,
         workplace / "sae-1",
         workplace / "texts.jsonl",
         *("--beside", workplace / "sae-2"),
@@ -251,21 +248,26 @@ def test_evaluate_writes_every_table(workplace, monkeypatch):
         (("--beside", "nowhere"), "no weights at"),
     ],
 )
-def test_evaluate_says_what_is_wrong(workplace, monkeypatch, wrong, says):
+def test_evaluate_says_what_is_wrong(workplace, run, monkeypatch, wrong, says):
     option, value = wrong
     monkeypatch.chdir(workplace)
-    done = run(workplace, monkeypatch, "sae-1", "texts.jsonl", option, value)
+    done = run("sae-1", "texts.jsonl", option, value)
     assert done.exit_code != 0
     assert says in str(done.exception)
 
 
-def test_a_qrel_that_names_nothing_is_refused(workplace, monkeypatch):
+def test_a_qrel_that_names_nothing_is_refused(workplace, run):
     (workplace / "questions" / "qrels.tsv").write_text("heads\nq\tnobody\t1\n")
     done = run(
-        workplace,
-        monkeypatch,
         workplace / "sae-1",
         workplace / "texts.jsonl",
         *("--retrieval", workplace / "questions"),
     )
     assert "line 2" in str(done.exception)
+
+
+def test_a_group_for_some_is_refused(workplace, run):
+    lay(workplace / "questions" / "queries.jsonl", [{"_id": "q", "text": "passage", "group": "a"}])
+    folder = ("--retrieval", workplace / "questions")
+    done = run(workplace / "sae-1", workplace / "texts.jsonl", *folder)
+    assert "or none of them" in str(done.exception)

@@ -28,9 +28,8 @@ LEVELS = {
     2: {"catalog", "index", "embed", "sae", "generate", "neurons"},
     3: {
         "care", "duplicates", "encoder", "evaluation", "experiments", "files", "indices",
-        "interchange", "narrative_api",
-        "nearness", "neuron_view", "opening", "reader", "reasons", "rows", "search", "store",
-        "training", "upkeep", "view", "writer",
+        "interchange", "narrative_api", "nearness", "neuron_view", "opening", "reader", "reasons",
+        "rows", "search", "store", "tables", "training", "upkeep", "view", "writer",
     },
     4: {"cli", "web", "mcp", "integrations"},
     5: {"__main__"},

@@ -15,6 +15,7 @@ from memstore.errors import InvalidFile, InvalidInput, MissingExtra
 from memstore.files import read_rows
 from memstore.sae.encode import SAE
 from memstore.sae.retrieval import Judged, judged
+from memstore.tables import markdown, shown
 from memstore.training import held_out_of
 
 if TYPE_CHECKING:
@@ -70,11 +71,8 @@ def evaluate_command(
     --retrieval nDCG@10 of traces beside vectors. A --beside of the same sizes is matched with it
     neuron by neuron.
     """
-    try:
-        import scipy  # noqa: F401 - probing and matching need them
-        import sklearn  # noqa: F401
-    except ImportError as error:
-        raise MissingExtra("scikit-learn", "train", "evaluating") from error
+    if labelled or beside:
+        require_scikit_learn()
     from memstore.evaluation import evaluate
 
     saes = {path.resolve().name: SAE.load(path) for path in (folder, *beside)}
@@ -104,38 +102,26 @@ def evaluate_command(
         print_tables(found)
 
 
+def require_scikit_learn() -> None:
+    """Raise ``MissingExtra`` without what fits probes and matches neurons: before hours of work."""
+    try:
+        import scipy  # noqa: F401 - asked for, not used here
+        import sklearn  # noqa: F401
+    except ImportError as error:
+        raise MissingExtra("scikit-learn", "train", "probing and matching") from error
+
+
 def print_tables(found: Evaluation) -> None:
     """Print every table: figures by name, a block a row."""
     for number, (title, rows) in enumerate(found.tables()):
         click.echo(("\n" if number else "") + click.style(title, bold=True))
         for row in rows:
-            facts = {name: shown(value) for name, value in row.items()}
-            print_facts(facts)
+            print_facts(shown(row))
 
 
 def page(found: Evaluation) -> str:
-    """Return the tables in Markdown; the measures turned, since they are many."""
-    parts = []
-    for title, rows in found.tables():
-        parts.append(f"## {title}\n\n{markdown(rows)}")
-    return "\n\n".join(parts) + "\n"
-
-
-def markdown(rows: list[dict[str, Any]]) -> str:
-    """Return rows as a Markdown table, turned where it has more columns than a page is wide."""
-    heads = list(dict.fromkeys(name for row in rows for name in row))
-    table = [heads, *([shown(row.get(name)) for name in heads] for row in rows)]
-    if len(table[0]) > 8:
-        table = [list(column) for column in zip(*table, strict=True)]
-    lines = ["| " + " | ".join(line) + " |" for line in table]
-    return "\n".join([lines[0], "|" + "---|" * len(table[0]), *lines[1:]])
-
-
-def shown(value: float | str | None) -> str:
-    """Return a figure as people read it."""
-    if value is None:
-        return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    """Return the tables in Markdown."""
+    return "\n\n".join(f"## {title}\n\n{markdown(rows)}" for title, rows in found.tables()) + "\n"
 
 
 def read_labelled(given: str, text: str, embedded: Any) -> tuple[str, Labelled]:
@@ -185,8 +171,10 @@ def read_judged(folder: Path, embedded: Any) -> Judged:
             answers.setdefault(query, set()).add(text)
     if not answers:
         raise InvalidFile(f"{path} names no answers")
-    grouped = all("group" in row for rows in (corpus, queries) for row in rows.values())
-    names = [[str(r["group"]) for r in rows.values()] for rows in (corpus, queries) if grouped]
+    grouped = ["group" in row for rows in (corpus, queries) for row in rows.values()]
+    if any(grouped) and not all(grouped):
+        raise InvalidFile(f"{folder}: give every text and every question a group, or none of them")
+    names = [[str(r["group"]) for r in rows.values()] for rows in (corpus, queries) if any(grouped)]
     return judged(
         embedded([passage(row) for row in corpus.values()]),
         embedded([passage(row) for row in queries.values()]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -15,6 +15,7 @@ from memstore.errors import InvalidInput, MissingExtra
 from memstore.files import read_rows
 from memstore.sae.config import WITH_K, Architecture, SAEConfig
 from memstore.sae.measure import Measures
+from memstore.tables import shown
 from memstore.types import Float32
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -66,14 +67,7 @@ def print_measures(result: Measures, *, as_json: bool) -> None:
     if as_json:
         print_json(result.to_dict())
     else:
-        print_facts({name: shown(value) for name, value in result.to_dict().items()})
-
-
-def shown(value: Any) -> Any:
-    """Return a figure as people read it."""
-    if isinstance(value, Mapping):
-        return {name: shown(own) for name, own in value.items()}
-    return "-" if value is None else f"{value:,.4g}"
+        print_facts(shown(result.to_dict()))
 
 
 def sae_options(command: F) -> F:

@@ -18,9 +18,8 @@ from memstore.sae.encode import SAE
 from memstore.sae.measure import stored
 from memstore.sae.model import Model
 from memstore.sae.train import LOG, TrainConfig, Trainer
+from memstore.tables import Row, markdown
 from memstore.types import Float32
-
-Row = Mapping[str, float | int | str | None]
 
 
 @dataclass(frozen=True)
@@ -109,23 +108,6 @@ def write(result: Result, folder: Path) -> list[Path]:
     images = "\n".join(f"![{name}]({name}.png)\n" for name in result.figures)
     page = folder / "README.md"
     page.write_text(
-        f"# {result.title}\n\n{result.text}\n\n{as_markdown(result.rows)}\n\n{images}", "utf-8"
+        f"# {result.title}\n\n{result.text}\n\n{markdown(result.rows)}\n\n{images}", "utf-8"
     )
     return [page, *paths]
-
-
-def as_markdown(rows: Sequence[Row]) -> str:
-    """Return a table in Markdown."""
-    if not rows:
-        return ""
-    heads = list(rows[0])
-    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
-    lines += [f"| {' | '.join(cell(row.get(head)) for head in heads)} |" for row in rows]
-    return "\n".join(lines)
-
-
-def cell(value: float | str | None) -> str:
-    """Return a value as a table shows it."""
-    if value is None:
-        return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -6,11 +6,12 @@ import numpy as np
 import torch
 
 from memstore.experiments import figures
-from memstore.experiments.lab import Lab, Result, Row, Run
+from memstore.experiments.lab import Lab, Result, Run
 from memstore.neurons.statistics import category_auc
 from memstore.sae.config import SAEConfig
 from memstore.sae.measure import measure
 from memstore.sae.prototype import SparseMemoryText
+from memstore.tables import Row
 from memstore.types import Float32, Float64
 
 NEURONS, EVENT_SIZE = 30, 300

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from memstore.experiments import figures
-from memstore.experiments.lab import Lab, Result, Row
+from memstore.experiments.lab import Lab, Result
 from memstore.sae.config import SAEConfig
 from memstore.sae.measure import held_out_rows, measure
+from memstore.tables import Row
 
 #: Neurons a dimension would be the field's way to say it; texts a neuron is what decides here.
 FEWEST_TEXTS_A_NEURON = 5
