@@ -8,7 +8,7 @@ import pytest
 from memstore import layout
 from memstore.sae import weights
 from memstore.sae.config import SAEConfig
-from memstore.sae.encode import SAE, keep_largest
+from memstore.sae.encode import SAE, keep_largest, largest_entries
 from memstore.sae.measure import held_out_rows, measure
 
 torch = pytest.importorskip("torch", reason="training needs the train extra")
@@ -48,6 +48,17 @@ def test_the_k_largest_are_kept_and_ties_go_to_the_lower_neuron():
         for row, result in zip(values, kept, strict=True):
             order = sorted(range(12), key=lambda i: (-row[i], i))[:k]
             assert result.tolist() == [row[i] if i in order else 0 for i in range(12)]
+
+
+def test_the_quick_way_to_the_k_largest_keeps_the_same_among_ties():
+    """Few different values, so that every edge is crowded, against the plain way."""
+    dice = np.random.default_rng(2)
+    for k in (1, 3, 8):
+        values = np.round(dice.normal(size=(500, 8 * k)), 1).astype(np.float32)
+        rows, columns, found = largest_entries(values, k)
+        dense = np.zeros_like(values)
+        dense[rows, columns] = found
+        assert np.array_equal(dense, keep_largest(np.maximum(values, 0), k))
 
 
 def test_encoding_in_pieces_equals_encoding_at_once():
