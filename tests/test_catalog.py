@@ -21,7 +21,7 @@ from memstore.errors import StoreOutOfDate, StoreTooNew
 FIXTURES = Path(__file__).parent / "fixtures"
 NEXT = """
 from alembic import op
-revision, down_revision = "0004", "0003"
+revision, down_revision = "0005", "0004"
 def upgrade():
     op.execute("ALTER TABLE memory RENAME TO old_memory")
     op.execute("ALTER TABLE old_memory RENAME TO memory")
@@ -107,7 +107,7 @@ def next_version(tmp_path, monkeypatch):
     monkeypatch.setattr(layout, "migrations_folder", lambda: folder)
 
     def write(extra="pass"):
-        (folder / "versions" / "0004_next.py").write_text(NEXT.format(extra=extra))
+        (folder / "versions" / "0005_next.py").write_text(NEXT.format(extra=extra))
 
     write()
     return write
@@ -125,20 +125,20 @@ def test_an_older_store_is_refused_then_upgraded_with_a_backup(
 ):
     """The error prints the command; the command keeps every memory, trace and label."""
     memories, traces = fill(path, encoder)
-    monkeypatch.setattr(migrate, "HEAD", "0004")
+    monkeypatch.setattr(migrate, "HEAD", "0005")
     for mode in ("rw", "r"):
         with pytest.raises(StoreOutOfDate, match=f"memstore upgrade {path}"):
             MemoryStore.open(path, mode=mode)
-    found, backup = migrate.upgrade(path, 5.0, target="0004")
-    assert found == "0003"
+    found, backup = migrate.upgrade(path, 5.0, target="0005")
+    assert found == "0004"
     with MemoryStore.open(path, encoder=encoder) as store:
         assert list(store.iter()) == memories
         assert np.array_equal(store.traces().to_dense(), traces)
         assert store.neurons["three"].id == 3
         assert store.check() == []
         store.insert("new words")
-    assert migrate.upgrade(path, 5.0, target="0004") == ("0004", None)
-    monkeypatch.setattr(migrate, "HEAD", "0003")
+    assert migrate.upgrade(path, 5.0, target="0005") == ("0005", None)
+    monkeypatch.setattr(migrate, "HEAD", "0004")
     with MemoryStore.open(backup, mode="r", encoder=encoder) as store:
         assert list(store.iter()) == memories
 
@@ -160,7 +160,7 @@ def test_a_failing_migration_leaves_the_old_store(path, encoder, next_version):
     memories, _ = fill(path, encoder)
     next_version('op.execute("CREATE TABLE half (x)"); raise RuntimeError("broken migration")')
     with pytest.raises(RuntimeError, match="broken migration"):
-        migrate.upgrade(path, 5.0, target="0004")
+        migrate.upgrade(path, 5.0, target="0005")
     with MemoryStore.open(path, encoder=encoder) as store:
         assert list(store.iter()) == memories
         with store._database.driver() as raw:
@@ -177,7 +177,7 @@ def test_children_survive_a_rebuilt_parent(path, encoder, next_version):
         'op.execute("DELETE FROM memory"); '
         'op.execute("INSERT INTO memory SELECT * FROM fresh"); op.execute("DROP TABLE fresh")'
     )
-    migrate.upgrade(path, 5.0, target="0004")
+    migrate.upgrade(path, 5.0, target="0005")
     with closing(sqlite3.connect(path)) as connection, connection:
         assert connection.execute("SELECT count(*) FROM trace").fetchone() == (len(traces),)
 

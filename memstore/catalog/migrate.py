@@ -27,7 +27,7 @@ from memstore.errors import (
 )
 
 #: The newest migration. A test compares it with the files in ``migrations/versions``.
-HEAD = "0003"
+HEAD = "0004"
 
 
 def revision(connection: Connection) -> str | None:

@@ -67,7 +67,7 @@ vector = Table(
     "vector",
     metadata,
     Column("memory_id", Integer, ForeignKey("memory.id"), primary_key=True),
-    Column("encoder_id", Integer, ForeignKey("encoder.id"), primary_key=True),
+    Column("encoder_id", Integer, ForeignKey("encoder.id"), nullable=False),
     Column("vector", LargeBinary, nullable=False),
 )
 
@@ -75,7 +75,7 @@ trace = Table(
     "trace",
     metadata,
     Column("memory_id", Integer, ForeignKey("memory.id"), primary_key=True),
-    Column("encoder_id", Integer, ForeignKey("encoder.id"), primary_key=True),
+    Column("encoder_id", Integer, ForeignKey("encoder.id"), nullable=False),
     Column("neurons", LargeBinary, nullable=False),
     Column("activations", LargeBinary, nullable=False),
 )
