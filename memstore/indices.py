@@ -203,13 +203,13 @@ class Vectors:
         return traces.count_vectors(self.now.connection)
 
     def fetch(self, ids: Int64) -> Float32:
-        """Return the vectors of these memories, in the order of ``ids``."""
+        """Return the vectors of these memories (ids ascending), in their order."""
         found, vectors = traces.vectors_by_ids(
             self.now.connection, self.now.encoder.id, ids.tolist(), self.now.encoder.dimension
         )
         if len(found) != len(ids):
             raise IndexDamaged("the dense index names memories that have no vector")
-        return vectors[np.searchsorted(np.array(found, dtype=np.int64), ids)]
+        return vectors
 
     def sample(self, count: int) -> Float32:
         """Return about so many vectors from all over, or all where there are fewer."""

@@ -16,7 +16,7 @@ from memstore import MemoryStore, layout, upkeep
 from memstore.core import traces as packed
 from memstore.core.expression import NeuronQuery
 from memstore.errors import IndexDamaged
-from memstore.index import dense, files, native, scan, storing
+from memstore.index import dense, files, lists, native, scan, storing
 from memstore.index.blocks import Block
 from memstore.index.postings import NeuronIndex
 
@@ -293,7 +293,7 @@ def test_numpy_and_c_write_the_same_checksums(saved):
 def test_beyond_the_exact_size_lists_answer_nearly_the_same(path, encoder, monkeypatch):
     """Codes, refined from the catalog: scores are exact, k hits come back, changes are followed."""
     monkeypatch.setattr(dense, "EXACT", 1_500)
-    monkeypatch.setattr(dense, "ONE_LIST", 2_000)
+    monkeypatch.setattr(lists, "ONE_LIST", 2_000)
     monkeypatch.setattr(dense, "FEW", 50)
     vectors = np.random.default_rng(5).normal(size=(4_000, 6))
     rows = [{"text": f"m {i}", "metadata": {"even": i % 2 == 0}} for i in range(4_000)]
@@ -322,3 +322,18 @@ def test_beyond_the_exact_size_lists_answer_nearly_the_same(path, encoder, monke
         assert [step.name for step in explained.steps] == ["filter", "dense"]
         assert "lists" in explained.steps[1].plan
         assert store.check() == []
+
+
+def test_lists_of_another_version_are_made_anew(path, encoder, monkeypatch, caplog):
+    """A number of lists that nobody knows how to read: built from the catalog, and answered."""
+    monkeypatch.setattr(dense, "EXACT", 1_500)
+    vectors = np.random.default_rng(5).normal(size=(2_500, 6))
+    with MemoryStore.open(path, encoder=encoder) as store:
+        store.insert_many([f"m {i}" for i in range(2_500)], vectors=vectors)
+        store.optimize()
+        expected = store.search_vector(vectors[9], 5)
+    monkeypatch.setattr(lists, "READING", {512: lists.READING[512]})
+    monkeypatch.setattr(dense, "list_count", lambda _: 512)
+    with MemoryStore.open(path, encoder=encoder) as store:
+        assert store.search_vector(vectors[9], 5)[0] == expected[0]
+        assert "1 lists" in caplog.text

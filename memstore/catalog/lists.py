@@ -27,5 +27,5 @@ def parameters(numbers: Sequence[int]) -> Sequence[object]:
 
 
 def rounded(count: int) -> int:
-    """Return the next of 1, 2, 4, 10, 16, 32, 64, 128, 256."""
-    return next(size for size in (1, 2, 4, 10, 16, 32, 64, 128, FEW) if count <= size)
+    """Return the next of 1, 2, 4, 10, 16, 32, 64, 100, 128, 256."""
+    return next(size for size in (1, 2, 4, 10, 16, 32, 64, 100, 128, FEW) if count <= size)

@@ -11,14 +11,15 @@ the recall).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from memstore.core.ranking import NOTHING, Ranked, best
+from memstore.index.lists import CODEBOOK, POINTS, Lists, list_count, one_thread, train
 from memstore.index.question import Work
 from memstore.index.selection import Selection
 from memstore.types import Float32, Int64
@@ -31,17 +32,8 @@ EXACT = 20_000
 FEW = 300
 #: Beyond ``EXACT``, what is to be steered or faded is the nearest so many.
 NEAREST = 1_000
-#: Candidates scored again, of one list and of several: this many, or so many a hit.
-REFINED_ONE, REFINED_MANY, REFINED_A_HIT = 48, 80, 5
-#: Up to so many vectors one list is read whole: at 100,000 lists would save nothing.
-ONE_LIST = 300_000
-#: Training: vectors a list, rounds of k-means, vectors for the product quantiser.
-POINTS, ROUNDS, CODEBOOK = 40, 6, 20_000
-#: Dimensions that share a 4-bit code: the first that leaves nothing over and enough codes. At 384,
-#: codes of 3 (64 bytes) find with half the candidates what codes of 4 find, and each costs a read.
-DIMENSIONS_A_CODE, ENOUGH_CODES = (3, 4, 2), 16
-#: The share of lists that a search reads, and the one where few pass a filter.
-READ, READ_NARROW, NARROW = 0.3, 0.6, 0.05
+#: Candidates scored again: this many (``Reading``), or so many a hit.
+REFINED_A_HIT = 5
 #: Grown by this factor since training, the lists no longer fit.
 OUTGROWN = 4
 
@@ -55,10 +47,24 @@ class Source(Protocol):
         """Return how many vectors there are."""
 
     def fetch(self, ids: Int64) -> Float32:
-        """Return the vectors of these memories, (n, d) float32, in the order of ``ids``."""
+        """Return the vectors of these memories (ids ascending), (n, d) float32 in their order."""
 
     def sample(self, count: int) -> Float32:
         """Return about so many vectors from all over, or all where there are fewer."""
+
+
+@dataclass(frozen=True)
+class Passing:
+    """The rows that a search may find, and how many; ``everyone`` where that is all there are."""
+
+    mask: Mask
+    count: int
+    everyone: bool
+
+    @property
+    def rows(self) -> Int64:
+        """Their numbers, ascending."""
+        return np.flatnonzero(self.mask)
 
 
 class DenseIndex:
@@ -68,7 +74,7 @@ class DenseIndex:
     ``trained_for`` is how many vectors its lists were made for, 0 while it is exact.
     """
 
-    def __init__(self, dimension: int, lists: Any = None, trained_for: int = 0) -> None:
+    def __init__(self, dimension: int, lists: Lists | None = None, trained_for: int = 0) -> None:
         import faiss  # 0.1 s to import, and neuron queries never need it
 
         # Typed as Any: its annotations are those of the C++ side, which its Python wrapper changes.
@@ -77,7 +83,9 @@ class DenseIndex:
         self.change = 0
         self.ids: Int64 = np.empty(0, dtype=np.int64)
         self.alive: Mask = np.empty(0, dtype=bool)
-        self.vectors: Any = lists if trained_for else self._flat()
+        self.living = 0
+        self.lists = lists
+        self.vectors: Any = self._flat() if lists is None else lists.index
 
     def _flat(self) -> Any:
         # Vectors are stored as float16 (docs/storage.md), so this keeps exactly what is stored.
@@ -103,13 +111,14 @@ class DenseIndex:
         """Return the index of arrays that ``to_arrays`` once gave."""
         index = cls(dimension)
         if trained_for:
-            index.vectors = index.faiss.deserialize_index(np.array(arrays["lists"]))
-            index.trained_for = trained_for
+            index.lists = Lists(index.faiss.deserialize_index(np.array(arrays["lists"])))
+            index.vectors, index.trained_for = index.lists.index, trained_for
         elif len(arrays["vectors"]):
             index.vectors.add(arrays["vectors"].astype(np.float32))
         index.ids = arrays["ids"].astype(np.int64)
         alive = np.unpackbits(arrays["alive"], count=len(index.ids), bitorder="little")
         index.alive, index.change = alive.astype(bool), change
+        index.living = int(np.count_nonzero(index.alive))
         return index
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
@@ -125,14 +134,14 @@ class DenseIndex:
         return arrays | {"vectors": kept}
 
     def __len__(self) -> int:
-        return int(np.count_nonzero(self.alive))
+        return self.living
 
     def outgrown(self, total: int) -> bool:
         """Return whether an index made anew for so many vectors would be another one."""
-        dead = len(self.ids) - len(self)
+        dead = len(self.ids) - self.living
         if not self.trained_for:
-            return total > EXACT or dead > max(len(self), FEW)
-        return total > OUTGROWN * self.trained_for or dead > len(self) or total <= EXACT // 2
+            return total > EXACT or dead > max(self.living, FEW)
+        return total > OUTGROWN * self.trained_for or dead > self.living or total <= EXACT // 2
 
     def apply(
         self, deleted: Sequence[int], written: Iterable[tuple[Sequence[int], Float32]], change: int
@@ -148,7 +157,7 @@ class DenseIndex:
         self.ids = np.concatenate(parts)
         born = np.ones(len(self.ids) - len(self.alive), dtype=bool)
         self.alive = np.concatenate([self.alive, born])
-        self.change = change
+        self.living, self.change = int(np.count_nonzero(self.alive)), change
 
     def _kill(self, ids: Int64) -> None:
         if len(ids) and len(self.alive):
@@ -179,143 +188,94 @@ class DenseIndex:
 
         Exact up to ``EXACT`` vectors. Never fewer than k while k exist.
         """
-        mask = self._mask(selected)
-        count = int(np.count_nonzero(mask))
-        if not count:
+        passing = self._passing(selected)
+        if not passing.count:
             return NOTHING, Work("nothing to look at")
-        if count <= max(k, FEW) or (self.trained_for and 2 * k * REFINED_A_HIT >= count):
-            rows = np.flatnonzero(mask)
+        few = passing.count <= max(k, FEW)
+        if few or (self.trained_for and 2 * k * REFINED_A_HIT >= passing.count):
+            found = self._scored(vector, passing.rows, source)
+            return best(found, k), Work("every vector that passes", rows=passing.count)
+        if self.lists is None:
+            rows = self._nearest_of_all(vector, k, passing)
             found = self._scored(vector, rows, source)
-            return best(found, k), Work("every vector that passes", rows=len(rows))
-        if not self.trained_for:
-            rows = self._nearest_of_all(vector, k, mask, count)
-            found = self._scored(vector, rows, source)
-            return best(found, k), Work("every vector", rows=count)
-        return self._nearest_of_lists(vector, k, mask, source)
+            return best(found, k), Work("every vector", rows=passing.count)
+        return self._nearest_of_lists(self.lists, vector, k, passing, source)
 
     def scores(self, vector: Float32, source: Source, selected: Selection | None = None) -> Ranked:
         """Return the cosine of every live memory, unordered; beyond ``EXACT`` of the nearest."""
-        mask = self._mask(selected)
-        if self.trained_for and np.count_nonzero(mask) > EXACT:
+        passing = self._passing(selected)
+        if self.trained_for and passing.count > EXACT:
             found, _ = self.search(vector, NEAREST, source, selected)
             return found
-        return self._scored(vector, np.flatnonzero(mask), source)
+        return self._scored(vector, passing.rows, source)
 
     def cosines(self, vector: Float32, source: Source, ids: Int64) -> Ranked:
         """Return the cosines of some live memories (ids ascending), unordered."""
         rows = np.flatnonzero(self.alive & np.isin(self.ids, ids))
         return self._scored(vector, rows, source)
 
-    def _mask(self, selected: Selection | None) -> Mask:
-        return self.alive if selected is None else self.alive & selected.mask(self.ids)
+    def _passing(self, selected: Selection | None) -> Passing:
+        if selected is None:
+            return Passing(self.alive, self.living, self.living == len(self.ids))
+        mask = self.alive & selected.mask(self.ids)
+        return Passing(mask, int(np.count_nonzero(mask)), False)
 
-    def _nearest_of_all(self, vector: Float32, k: int, mask: Mask, count: int) -> Int64:
+    def _nearest_of_all(self, vector: Float32, k: int, passing: Passing) -> Int64:
         """Return rows among which the k nearest surely are, from a flat scan.
 
         FAISS sums in float32 and cuts ties by chance, so all near the edge come along.
         """
-        parameters = self._selecting(mask, self.faiss.SearchParameters)
-        wanted = min(count, 2 * k + 16)
+        parameters = self._selecting(passing, self.faiss.SearchParameters)
+        wanted = min(passing.count, 2 * k + 16)
         query = vector[None, :]
         with one_thread(self.faiss):
             scores, rows = self.vectors.search(query, wanted, params=parameters)
         edge = float(scores[0, k - 1]) - MARGIN
-        if scores[0, -1] < edge or wanted == count:
+        if scores[0, -1] < edge or wanted == passing.count:
             return np.asarray(rows[0], dtype=np.int64)
         # More ties than the list holds: take all that reach the edge.
         _, _, rows = self.vectors.range_search(query, edge, params=parameters)
         return np.asarray(rows, dtype=np.int64)
 
     def _nearest_of_lists(
-        self, vector: Float32, k: int, mask: Mask, source: Source
+        self, lists: Lists, vector: Float32, k: int, passing: Passing, source: Source
     ) -> tuple[Ranked, Work]:
-        lists = int(self.vectors.nlist)
-        wanted = max(REFINED_ONE if lists == 1 else REFINED_MANY, REFINED_A_HIT * k)
-        share = READ if np.count_nonzero(mask) > NARROW * len(self) else READ_NARROW
-        for probes in (max(1, int(share * lists)), lists):
-            parameters = self._selecting(mask, self.faiss.IVFSearchParameters, nprobe=probes)
+        wanted = max(lists.reading.refined, REFINED_A_HIT * k)
+        for probes in (lists.probes(vector, passing.count / self.living), lists.count):
+            parameters = self._selecting(passing, self.faiss.IVFSearchParameters, nprobe=probes)
             with one_thread(self.faiss):
                 _, rows = self.vectors.search(vector[None, :], wanted, params=parameters)
             rows = rows[0][rows[0] >= 0]
             if len(rows) >= k:
                 found = self._scored(vector, rows, source)
-                return best(found, k), Work(f"{probes} of {lists} lists", rows=len(rows))
+                return best(found, k), Work(f"{probes} of {lists.count} lists", rows=len(rows))
         # Cannot happen while lists hold what the mask names, and is answered all the same.
-        rows = np.flatnonzero(mask)
-        found = self._scored(vector, rows, source)
-        return best(found, k), Work("every vector that passes", rows=len(rows))
+        found = self._scored(vector, passing.rows, source)
+        return best(found, k), Work("every vector that passes", rows=passing.count)
 
-    def _selecting(self, mask: Mask, kind: Any, **more: int) -> Any:
-        if mask.all():
+    def _selecting(self, passing: Passing, kind: Any, **more: int) -> Any:
+        if passing.everyone:
             return kind(**more) if more else None
-        bits = np.packbits(mask, bitorder="little")
+        bits = np.packbits(passing.mask, bitorder="little")
         return kind(sel=self.faiss.IDSelectorBitmap(bits), **more)
 
     def _scored(self, vector: Float32, rows: Int64, source: Source) -> Ranked:
         # Each row is summed alone: a matrix product would round by the shape of its blocks, and
         # two equal vectors could come out unequal.
-        kept = source.fetch(self.ids[rows]) if self.trained_for else self._kept(rows)
+        ids = self.ids[rows]
+        if self.trained_for:
+            ids = np.sort(ids)
+            kept = source.fetch(ids)
+        else:
+            kept = self._kept(rows)
         vectors, query = kept.astype(np.float64), vector.astype(np.float64)
         # Unit length holds to float16 only; dividing by the norms keeps a cosine within 1.
         norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors)) * np.sqrt((query * query).sum())
         products = np.einsum("ij,j->i", vectors, query)
-        return Ranked(self.ids[rows], np.minimum(products / norms, 1.0))
+        return Ranked(ids, np.minimum(products / norms, 1.0))
 
     def _kept(self, rows: Int64) -> Float32:
         """Return the vectors that an exact index keeps."""
         if not len(rows):
             return np.empty((0, self.dimension), dtype=np.float32)
         return np.asarray(self.vectors.reconstruct_batch(rows), dtype=np.float32)
-
-
-def list_count(total: int) -> int:
-    """Return how many lists so many vectors want."""
-    if total <= ONE_LIST:
-        return 1
-    return 256 if total <= 2_000_000 else 1024
-
-
-def code_count(dimension: int) -> int:
-    """Return how many codes a vector gets."""
-    for size in DIMENSIONS_A_CODE:
-        if dimension % size == 0 and dimension // size >= ENOUGH_CODES:
-            return dimension // size
-    return dimension
-
-
-def train(sample: Float32, count: int) -> Any:
-    """Return empty lists around the centroids of a sample (spherical k-means)."""
-    import faiss
-
-    dimension = sample.shape[1]
-    quantizer: Any = faiss.IndexFlatIP(dimension)
-    if count > 1:
-        options = faiss.ClusteringParameters()
-        options.niter, options.spherical, options.seed = ROUNDS, True, 1
-        options.min_points_per_centroid, options.max_points_per_centroid = 1, POINTS
-        clustering: Any = faiss.Clustering(dimension, count, options)
-        clustering.train(sample, quantizer)
-    codes = code_count(dimension)
-    lists: Any = faiss.IndexIVFPQFastScan(
-        quantizer, dimension, count, codes, 4, faiss.METRIC_INNER_PRODUCT
-    )
-    # Codes of the vectors themselves: tables are made once a query, not once a list.
-    lists.by_residual = False
-    with one_thread(faiss):
-        lists.train(sample[:CODEBOOK])  # many tiny k-means
-    return lists
-
-
-@contextmanager
-def one_thread(faiss: Any) -> Iterator[None]:
-    """Keep FAISS to the thread that calls it.
-
-    For small work its threads gain nothing, and where cores are busy each waits for the slowest:
-    the 99th percentile of a search of 20,000 vectors was 16 ms with two threads, 5 with one.
-    """
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(threads)
