@@ -5,7 +5,7 @@ DEMO := .venv-demo
 DEV := .venv
 STORE ?= build/demo.db
 
-.PHONY: demo test test-slow check kernel clean
+.PHONY: demo test test-slow crash check kernel clean
 
 demo: $(DEMO)/installed
 	@start=$$(date +%s); mkdir -p build && $(DEMO)/bin/memstore demo $(STORE) && \
@@ -17,6 +17,10 @@ test: $(DEV)/installed
 
 test-slow: $(DEV)/installed
 	$(DEV)/bin/python -m pytest -m slow
+
+# The promises of docs/guarantees.md, tried at length; their figures go to build/crash.
+crash: $(DEV)/installed
+	$(DEV)/bin/python -m pytest tests/crash -m crash
 
 check: $(DEV)/installed
 	$(DEV)/bin/ruff format --check .
