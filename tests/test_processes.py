@@ -262,10 +262,11 @@ def test_opening_a_store_twice_in_one_process_loses_nothing(path, encoder):
 
 
 def forked(work) -> int:
-    """Run ``work`` in a forked child; returns its exit status."""
+    """Run ``work`` in a forked child, for a minute at most; returns its exit status."""
     pid = os.fork()
     if pid == 0:
         status = 1
+        signal.alarm(60)
         try:
             work()
             status = 0
@@ -293,3 +294,19 @@ def test_a_forked_child_opens_the_store_anew(path, encoder):
         store.insert("parent again")
         assert [memory.text for memory in store.iter()] == ["parent", "child", "parent again"]
         assert store.check() == []
+
+
+def test_a_forked_child_asks_for_meaning(path, encoder):
+    """FAISS has threads in the parent that the child has not: it must not wait for them."""
+    with MemoryStore.open(path, encoder=encoder) as store:
+        store.insert_many([f"memory {i}" for i in range(3_000)])
+        store.optimize()
+        expected = store.search("memory 7", 3)
+    with MemoryStore.open(path, encoder=encoder) as store:
+        assert store.search("memory 7", 3) == expected  # loads the saved vectors, on all threads
+
+        def ask():
+            with MemoryStore.open(path, encoder=encoder) as own:
+                assert own.search("memory 7", 3) == expected
+
+        assert forked(ask) == 0

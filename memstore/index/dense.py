@@ -19,7 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memstore.core.ranking import NOTHING, Ranked, best
-from memstore.index.lists import CODEBOOK, POINTS, Lists, list_count, one_thread, train
+from memstore.index.lists import (
+    CODEBOOK,
+    POINTS,
+    Lists,
+    list_count,
+    load_faiss,
+    one_thread,
+    train,
+)
 from memstore.index.question import Work
 from memstore.index.selection import Selection
 from memstore.types import Float32, Int64
@@ -75,10 +83,7 @@ class DenseIndex:
     """
 
     def __init__(self, dimension: int, lists: Lists | None = None, trained_for: int = 0) -> None:
-        import faiss  # 0.1 s to import, and neuron queries never need it
-
-        # Typed as Any: its annotations are those of the C++ side, which its Python wrapper changes.
-        self.faiss: Any = faiss
+        self.faiss = load_faiss()
         self.dimension, self.trained_for = dimension, trained_for
         self.change = 0
         self.ids: Int64 = np.empty(0, dtype=np.int64)

@@ -1,10 +1,12 @@
-"""Lists of product codes: how many there are, how they are trained, how they are read.
+"""Lists of product codes: how many there are, how they are trained, how they are read; FAISS.
 
 The figures behind each choice are in docs/benchmarks.md.
 """
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -87,8 +89,7 @@ def code_count(dimension: int) -> int:
 
 def train(sample: Float32, count: int) -> Lists:
     """Return empty lists around the centroids of a sample (spherical k-means)."""
-    import faiss
-
+    faiss = load_faiss()
     dimension = sample.shape[1]
     quantizer: Any = faiss.IndexFlatIP(dimension)
     if count > 1:
@@ -106,6 +107,19 @@ def train(sample: Float32, count: int) -> Lists:
     with one_thread(faiss):
         lists.train(sample[:CODEBOOK])  # many tiny k-means
     return Lists(lists)
+
+
+@functools.cache
+def load_faiss() -> Any:
+    """Return FAISS, which takes 0.1 s to import and which neuron queries never need.
+
+    Typed as Any: its annotations are those of the C++ side, which its Python wrapper changes.
+    """
+    import faiss
+
+    # A forked child knows of OpenMP threads that only its parent has, and would wait for them.
+    os.register_at_fork(after_in_child=lambda: faiss.omp_set_num_threads(1))
+    return faiss
 
 
 @contextmanager
