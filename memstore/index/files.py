@@ -2,8 +2,9 @@
 
 Layout, little-endian: 8 bytes ``MEMSTIDX``; u32 length of the header and u32 CRC-32 of it; the
 header, JSON; padding to 64, where the body begins; then each array at its 64-aligned offset from
-there. The header says format, kind, size of the body, its own fields, and of each array name,
-type, shape, offset and CRC-32 (null for those whose parts carry checksums of their own).
+there. The header says format, kind, the file's own name (no two files ever have the same), size of
+the body, its own fields, and of each array name, type, shape, offset and CRC-32 (null for those
+whose parts carry checksums of their own).
 
 A file is written aside, fsynced and renamed: it is there whole or not at all, and never changed.
 """
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 from memstore.errors import IndexDamaged
 
 MAGIC = b"MEMSTIDX"
-FORMAT = 3
+FORMAT = 4
 ALIGNMENT = 64
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -78,7 +79,14 @@ def write(
             }
         )
         offset += array.nbytes
-    head = {"format": FORMAT, "kind": kind, "size": offset, "fields": fields, "arrays": entries}
+    head = {
+        "format": FORMAT,
+        "kind": kind,
+        "name": path.name,
+        "size": offset,
+        "fields": fields,
+        "arrays": entries,
+    }
     header = json.dumps(head).encode()
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
@@ -114,7 +122,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def read(path: Path, kind: str) -> IndexFile:
-    """Return a mapped file. Raises ``IndexDamaged`` unless header, size and CRCs are right.
+    """Return a mapped file. Raises ``IndexDamaged`` unless header, name, size and CRCs are right.
 
     And ``FileNotFoundError``.
     """
@@ -127,6 +135,8 @@ def read(path: Path, kind: str) -> IndexFile:
     try:
         if header["format"] != FORMAT or header["kind"] != kind:
             raise IndexDamaged(f"{path.name} is a {header['kind']} of format {header['format']}")
+        if header["name"] != path.name:
+            raise IndexDamaged(f"{path.name} is {header['name']} under another's name")
         if start + header["size"] != size:
             raise IndexDamaged(f"{path.name} is torn")
         arrays = {e["name"]: array_of(path.name, view[start:], e) for e in header["arrays"]}
