@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from memstore import layout
-from memstore.catalog import memories, migrate, neurons, traces, words
+from memstore.catalog import categories, memories, migrate, neurons, traces, words
 from memstore.catalog.engine import Database
-from memstore.catalog.files import require_new
 from memstore.core.traces import concatenate, empty
 from memstore.errors import IndexDamaged, StoreDamaged, StoreLocked
 from memstore.indices import Indices, Moment, Vectors
-from memstore.types import Memory
 
 
 def problems(database: Database, indices: Indices) -> list[str]:
@@ -79,6 +76,7 @@ def rebuild(database: Database, indices: Indices) -> None:
     """Drop the indices and rebuild the word lists from the texts."""
     with database.exclusive() as connection:
         words.compact(connection)
+        neurons.set_index_token(connection, None)
     indices.forget()
 
 
@@ -89,7 +87,7 @@ def stats(database: Database) -> dict[str, Any]:
         facts = {
             "path": database.name,
             "memories": memories.count(connection),
-            "categories": memories.categories(connection),
+            "categories": categories.counts(connection),
             "labels": len(neurons.all_labels(connection, record.id)),
             "encoder": record.name,
             "fingerprint": record.fingerprint,
@@ -107,7 +105,9 @@ def file_sizes(path: Path | None) -> dict[str, int]:
         return {"bytes": 0, "index_bytes": 0}
     files = (path, path.with_name(path.name + "-wal"))
     index = layout.index_folder(path)
-    inside = [file for file in index.iterdir() if file.is_file()] if index.is_dir() else []
+    inside: list[Path] = []
+    with suppress(PermissionError):
+        inside = [file for file in index.iterdir() if file.is_file()] if index.is_dir() else []
     return {
         "bytes": sum(file.stat().st_size for file in files if file.exists()),
         "index_bytes": sum(file.stat().st_size for file in inside),
@@ -118,7 +118,7 @@ def forget_deleted(database: Database) -> None:
     """Rebuild the word lists, which keep deleted words, and clear the log of deletions."""
     with database.write() as tx:
         words.compact(tx.connection)
-        memories.prune_categories(tx.connection)
+        categories.prune(tx.connection)
         memories.forget_deletions(tx.connection, tx.change)
 
 
@@ -142,18 +142,3 @@ def vacuum(database: Database) -> None:
             f"{database.name} is compact, but a reader keeps deleted text in its WAL: optimize "
             "again when the reader is done"
         )
-
-
-def export(found: Iterable[Memory], target: Path) -> int:
-    """Write memories as JSON Lines; the file appears whole or not at all. Returns how many."""
-    require_new(target, "the export")
-    part, count = target.with_name(target.name + ".part"), 0
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            for memory in found:
-                file.write(json.dumps(memory.to_dict(), ensure_ascii=False) + "\n")
-                count += 1
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
-    return count

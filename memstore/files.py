@@ -1,4 +1,4 @@
-"""Reading rows from files people have: JSON Lines, JSON, CSV, plain lines; gzip; stdin.
+"""Reading rows from files people have: JSON Lines, JSON, CSV, Parquet, plain lines; gzip; stdin.
 
 Streamed, except a JSON array, which must be read whole. Every error names file and line.
 """
@@ -12,12 +12,13 @@ import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, get_args
 
-from memstore.errors import InvalidFile
+from memstore.errors import InvalidFile, MissingExtra
 
-Format = Literal["jsonl", "json", "csv", "text"]
+Format = Literal["jsonl", "json", "csv", "parquet", "text"]
 FORMATS = get_args(Format)
 STDIN = "-"
 #: Where DictReader puts cells that have no column; no header can be called so.
@@ -27,7 +28,11 @@ SURPLUS = "\0surplus"
 MAX_LINE = 8_000_000
 #: A JSON array is held in memory several times over while it is parsed.
 MAX_JSON = 500_000_000
+PARQUET = ".parquet"
+#: Rows of a Parquet file decoded at a time.
+PAGE = 2_048
 SUFFIXES: dict[str, Format] = {
+    PARQUET: "parquet",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".json": "json",
@@ -93,10 +98,16 @@ def numbered_rows(
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (number from 1, row as a dict); a plain line becomes ``{text: line}``.
 
-    The number is that of the line, in CSV and JSON that of the row. ``text`` is the field every row
-    must have. Empty lines are passed over.
+    The number is that of the line, in CSV, JSON and Parquet that of the row. ``text`` is the field
+    every row must have. Empty lines are passed over.
     """
-    readers = {"jsonl": jsonl_rows, "json": json_rows, "csv": csv_rows, "text": text_rows}
+    readers = {
+        "jsonl": jsonl_rows,
+        "json": json_rows,
+        "csv": csv_rows,
+        "parquet": parquet_rows,
+        "text": text_rows,
+    }
     for number, row in readers[format_of(file, kind)](file, text):
         if not isinstance(row, dict):
             raise InvalidFile(f"{file} row {number} is no object but {row!r:.40}: one object a row")
@@ -159,6 +170,63 @@ def text_rows(file: str, text: str) -> Iterator[tuple[int, Any]]:
     for number, line in lines(file):
         if line.strip():
             yield number, {text: line}
+
+
+def parquet_rows(file: str, text: str) -> Iterator[tuple[int, Any]]:
+    """Yield (row number from 1, row) of a Parquet file.
+
+    A column ``metadata`` of JSON text, as our own exports have it, is decoded.
+    """
+    del text
+    done = 0
+    with parquet_file(file) as (table, error_kinds):
+        try:
+            for batch in table.iter_batches(PAGE):
+                rows = batch.to_pylist()
+                for number, row in enumerate(rows, done + 1):
+                    yield number, {name: plain(name, value) for name, value in row.items()}
+                done += len(rows)
+        except error_kinds as error:
+            raise InvalidFile(f"{file} past row {done} is not Parquet: {error}") from error
+
+
+@contextmanager
+def parquet_file(file: str) -> Iterator[tuple[Any, tuple[type[Exception], ...]]]:
+    """Lend an open Parquet file, and the kinds of errors that reading on in it may raise."""
+    arrow, parquet = load_arrow()
+    kinds = (arrow.ArrowException, OSError, ValueError)
+    if file == STDIN:
+        raise InvalidFile("Parquet cannot be read from stdin: name the file")
+    try:
+        table = parquet.ParquetFile(file, memory_map=False)
+    except FileNotFoundError as error:
+        raise InvalidFile(f"{file}: no such file: check the path") from error
+    except kinds as error:
+        raise InvalidFile(f"{file} is no Parquet file: {error}") from error
+    with table:
+        yield table, kinds
+
+
+def load_arrow() -> tuple[Any, Any]:
+    """Return pyarrow and its Parquet module. Raises ``MissingExtra``."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise MissingExtra("pyarrow", "data", "Parquet") from error
+    return pyarrow, pyarrow.parquet
+
+
+def plain(name: str, value: Any) -> Any:
+    """Return a value of a Parquet column as JSON has it: times as text, metadata as an object."""
+    if isinstance(value, date):  # a datetime is one, too
+        return value.isoformat()
+    if name == "metadata" and isinstance(value, str) and value.startswith("{"):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
 
 
 def count_rows(file: str, kind: Format | None) -> int | None:

@@ -189,7 +189,11 @@ class Indices:
         with self.dense_turn, self._loading:
             self._neurons = self._dense = None
             if self.folder is not None and self.folder.is_dir():
-                storing.sweep(self.folder, None)
+                try:
+                    storing.sweep(self.folder, None)
+                except OSError as error:
+                    # No longer in force either way: the catalog holds no token.
+                    log.warning("old index files were not deleted: %s", error)
 
 
 class Vectors:

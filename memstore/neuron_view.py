@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from memstore.catalog import memories, neurons
+from memstore.catalog import categories, neurons
 from memstore.catalog.engine import Database
 from memstore.core.expression import NeuronQuery, NeuronRef
 from memstore.core.ranking import best
@@ -46,7 +46,7 @@ class Neurons:
             ids, activations = everywhere.ids[order], everywhere.scores[order]
             members: dict[str, NDArray[np.bool_]] = {}
             known = set(ids.tolist())
-            for memory_id, name in memories.category_of_ids(view.connection):
+            for memory_id, name in categories.by_memory(view.connection):
                 if memory_id not in known:
                     continue  # its trace is lost: `check` reports it
                 mask = members.setdefault(name, np.zeros(len(ids), dtype=bool))

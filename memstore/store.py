@@ -11,9 +11,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import ArrayLike
 
-from memstore import care
+from memstore import care, exports, loading
 from memstore.catalog import migrate
-from memstore.errors import InvalidFilter, InvalidInput
+from memstore.catalog.filters import compile_filter
+from memstore.errors import InvalidFile, InvalidFilter, InvalidInput
 from memstore.progress import Progress, Report
 from memstore.reader import Reader
 from memstore.rows import check_id, check_row
@@ -186,7 +187,36 @@ class MemoryStore(Reader):
         """Copy the store, live, to a new file. The index is left out: it rebuilds itself."""
         migrate.backup(self._open_database(), Path(path))
 
-    def export(self, path: str | os.PathLike[str], where: Where | None = None) -> int:
-        """Write memories as JSON Lines, which `memstore import` reads; returns how many."""
-        self._open_database()
-        return care.export(self.iter(where), Path(path))
+    def export(
+        self,
+        path: str | os.PathLike[str],
+        where: Where | None = None,
+        *,
+        encoded: bool = False,
+    ) -> int:
+        """Write memories to a new file, all of one moment; returns how many.
+
+        JSON Lines, compressed where the name ends in ``.gz``; Parquet where it ends in
+        ``.parquet``. ``encoded`` adds vectors, traces, labels and the encoder's fingerprint: what
+        ``load`` needs to make the same store again. `memstore import` reads either.
+        """
+        condition = None if where is None else compile_filter(where)
+        return exports.export(self._open_database(), condition, Path(path), encoded)
+
+    def load(self, path: str | os.PathLike[str]) -> int:
+        """Read what ``export(encoded=True)`` wrote into this store, which must be empty.
+
+        Ids, times, vectors, traces and labels come back bit by bit, in one transaction; no text is
+        embedded. Returns how many memories. Raises ``InvalidFile``, ``EncoderMismatch`` where the
+        export is of another encoder, ``StoreError`` where memories are here already.
+        """
+        database, file = self._open_database(), os.fspath(path)
+        heading = loading.heading_of(file)
+        if heading is None:
+            raise InvalidFile(
+                f"{file} is no encoded export: `memstore import` reads plain ones, or export with "
+                "--encoded"
+            )
+        count = loading.load(database, file, heading)
+        self._upkeep.wrote(count)
+        return count

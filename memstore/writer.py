@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from memstore.catalog import memories, neurons, traces, words
+from memstore.catalog import categories, memories, neurons, traces, words
 from memstore.catalog.engine import Database, Write
 from memstore.catalog.filters import compile_filter
 from memstore.catalog.memories import NewMemory
@@ -204,7 +204,7 @@ class Writer:
                     f"memory {owner} already has the key {values['key']!r}: choose another"
                 )
         if "category" in values:
-            values["category_id"] = memories.category_id(tx.connection, values.pop("category"))
+            values["category_id"] = categories.id_of(tx.connection, values.pop("category"))
         memories.change(tx.connection, memory_id, values, tx.change, now())
         if encoded is not None:
             self._replace(tx, [memory_id], encoded)

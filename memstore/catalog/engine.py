@@ -16,9 +16,10 @@ from pathlib import Path
 
 from sqlalchemy import Connection, create_engine, event, text
 from sqlalchemy.engine import Engine
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import QueuePool, StaticPool
 
-from memstore.catalog.failures import translated
+from memstore.catalog.failures import is_read_only, translated
 from memstore.catalog.files import Mode, file_uri
 from memstore.errors import StoreClosed, StoreError, StoreLocked, StoreReadOnly
 
@@ -112,7 +113,14 @@ class Database:
         """Lend a connection outside any transaction."""
         self._require_own()
         with self._turn, translated(self.name), self.engine.connect() as connection:
-            yield connection
+            try:
+                yield connection
+            except (DBAPIError, sqlite3.Error) as error:
+                if is_read_only(error):
+                    # SQLite opened the file for reading only; once it may be written, a new
+                    # connection can.
+                    connection.invalidate()
+                raise
 
     @contextmanager
     def read(self) -> Iterator[Connection]:

@@ -39,6 +39,13 @@ def translated(name: str) -> Iterator[None]:
         raise InvalidInput(f"text that is not valid Unicode: {error.reason}; repair it") from error
 
 
+def is_read_only(error: DBAPIError | sqlite3.Error) -> bool:
+    """Return whether SQLite refused to write."""
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    code = getattr(cause, "sqlite_errorcode", None) or 0
+    return code & 0xFF == sqlite3.SQLITE_READONLY
+
+
 def store_error(name: str, error: sqlite3.Error) -> StoreError:
     """Return memstore's error for a SQLite error (https://sqlite.org/rescode.html)."""
     code = getattr(error, "sqlite_errorcode", None) or 0

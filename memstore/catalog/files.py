@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
 
+from memstore import durable
 from memstore.catalog.failures import translated
 from memstore.errors import NotAStore, StoreError, StoreNotFound, StoreReadOnly
 
@@ -21,8 +22,6 @@ Mode = Literal["rw", "r"]
 
 #: Written into the SQLite header ("mems"), so that a file says what it is.
 APPLICATION_ID = 0x6D656D73
-#: People put diaries in it: nobody else may read it. SQLite gives its WAL the same permissions.
-PERMISSIONS = 0o600
 
 
 def file_uri(path: Path, mode: Mode) -> str:
@@ -74,7 +73,9 @@ def inspect_file(path: Path) -> Literal["missing", "empty", "store"]:
 
 def require_folder(path: Path) -> None:
     """Raise unless a file could be written at ``path``."""
-    if not path.parent.is_dir():
+    with durable.medium(path):
+        found = path.parent.is_dir()
+    if not found:
         raise StoreNotFound(f"the folder {path.parent} does not exist: create it first")
     if not os.access(path.parent, os.W_OK) or is_read_only_media(path.parent):
         raise StoreReadOnly(
@@ -86,11 +87,16 @@ def require_folder(path: Path) -> None:
 def require_new(path: Path, what: str) -> None:
     """Raise unless ``path`` is free: writing over something could be writing over a store."""
     require_folder(path)
-    if path.exists():
+    with durable.medium(path):
+        found = path.exists()
+    if found:
         raise StoreError(f"{path} exists: name a new file for {what}")
 
 
 def create_private(path: Path) -> None:
-    """Make an empty file that only its owner may read; one that is there stays as it is."""
-    with suppress(FileExistsError):
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, PERMISSIONS))
+    """Make an empty file that only its owner may read; one that is there stays as it is.
+
+    SQLite gives the WAL the same permissions.
+    """
+    with durable.medium(path), suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, durable.PRIVATE))

@@ -1,16 +1,17 @@
-"""Statements about memories: their rows, categories, times and content hashes."""
+"""Statements about memories: their rows, times and content hashes."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 import numpy as np
-from sqlalchemy import ColumnElement, Connection, Row, func, insert, select, text, update
+from sqlalchemy import ColumnElement, Connection, Row, func, select, text, update
 
+from memstore.catalog import categories
 from memstore.catalog.engine import driver_of
 from memstore.catalog.lists import parameters, places
 from memstore.catalog.schema import category, deletion, memory
@@ -46,6 +47,15 @@ class NewMemory(NamedTuple):
     def content_hash(self) -> int:
         """The number by which the same text is looked up."""
         return content_hash(self.text)
+
+
+class KeptRow(NamedTuple):
+    """A checked row that has its id and its times already."""
+
+    id: int
+    new: NewMemory
+    created_at: int
+    updated_at: int
 
 
 def content_hash(narrative: str) -> int:
@@ -107,50 +117,59 @@ def to_memory(row: StoredRow | Row[*tuple[Any, ...]]) -> Memory:
     )
 
 
-def category_id(connection: Connection, name: str | None) -> int | None:
-    """Return the id of a category, made if it is new."""
-    if name is None:
-        return None
-    found = connection.execute(select(category.c.id).where(category.c.name == name)).scalar()
-    if found is None:
-        found = connection.execute(
-            insert(category).values(name=name).returning(category.c.id)
-        ).scalar_one()
-    return int(found)
-
-
 def add(connection: Connection, rows: Sequence[NewMemory], change: int, now: int) -> list[int]:
     """Insert rows; returns their ids, which ascend in the order given and are never used again."""
-    # In order of appearance: the same rows make the same store.
-    names = dict.fromkeys(row.category for row in rows)
-    categories = {name: category_id(connection, name) for name in names}
     # SQLite holds the write lock, so the ids after the highest ever used are ours to give.
-    last = connection.execute(
-        text("SELECT seq FROM sqlite_sequence WHERE name = 'memory'")
-    ).scalar()
-    first = (last or 0) + 1
+    first = last_id(connection) + 1
+    kept = [KeptRow(memory_id, row, now, now) for memory_id, row in enumerate(rows, first)]
+    return add_kept(connection, kept, change)
+
+
+def add_kept(connection: Connection, rows: Sequence[KeptRow], change: int) -> list[int]:
+    """Insert rows under the ids and times that they have; returns the ids."""
+    # In order of appearance: the same rows make the same store.
+    names = dict.fromkeys(row.new.category for row in rows)
+    of_name = {name: categories.id_of(connection, name) for name in names}
     # A list, not a generator: between rows SQLite lets other threads in, and Python waits for them.
     packed = [
         (
             memory_id,
-            row.text,
-            categories[row.category],
-            row.key,
-            row.metadata,
-            row.occurred_at,
-            now,
-            now,
-            row.content_hash,
+            new.text,
+            of_name[new.category],
+            new.key,
+            new.metadata,
+            new.occurred_at,
+            created_at,
+            updated_at,
+            new.content_hash,
             change,
         )
-        for memory_id, row in enumerate(rows, first)
+        for memory_id, new, created_at, updated_at in rows
     ]
     driver_of(connection).executemany(
         "INSERT INTO memory (id, text, category_id, key, metadata, occurred_at, created_at, "
         "updated_at, content_hash, changed) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         packed,
     )
-    return list(range(first, first + len(rows)))
+    return [row.id for row in rows]
+
+
+def last_id(connection: Connection) -> int:
+    """Return the highest id ever given; 0 where none was."""
+    last = connection.execute(
+        text("SELECT seq FROM sqlite_sequence WHERE name = 'memory'")
+    ).scalar()
+    return int(last or 0)
+
+
+def use_ids_up_to(connection: Connection, last: int) -> None:
+    """Have no new memory get an id up to ``last``: memories that are gone had them."""
+    if last > last_id(connection):
+        connection.execute(text("DELETE FROM sqlite_sequence WHERE name = 'memory'"))
+        connection.execute(
+            text("INSERT INTO sqlite_sequence (name, seq) VALUES ('memory', :last)"),
+            {"last": last},
+        )
 
 
 def change(
@@ -165,7 +184,7 @@ def change(
         .values(**values, updated_at=now, changed=change)
     )
     if "category_id" in values:
-        prune_categories(connection)
+        categories.prune(connection)
 
 
 def remove(connection: Connection, ids: Sequence[int], change: int) -> int:
@@ -184,18 +203,8 @@ def remove(connection: Connection, ids: Sequence[int], change: int) -> int:
     removed = connection.execute(
         text("DELETE FROM memory WHERE id IN (SELECT value FROM json_each(:ids))"), listed
     ).rowcount
-    prune_categories(connection)
+    categories.prune(connection)
     return removed
-
-
-def prune_categories(connection: Connection) -> None:
-    """Delete the categories that nothing uses any more: their names may tell, too."""
-    connection.execute(
-        text(
-            "DELETE FROM category WHERE NOT EXISTS "
-            "(SELECT 1 FROM memory WHERE category_id = category.id)"
-        )
-    )
 
 
 JOIN = "FROM memory LEFT JOIN category ON category.id = category_id WHERE memory.id IN "
@@ -296,27 +305,6 @@ def times(connection: Connection, ids: Iterable[int]) -> dict[int, int]:
         select(memory.c.id, moment).where(memory.c.id.in_(select(wanted.c.value)))
     )
     return {row[0]: row[1] for row in rows}
-
-
-def categories(connection: Connection) -> dict[str, int]:
-    """Return ``{category: memories}``, most first, then by name."""
-    total = func.count(memory.c.id)
-    rows = connection.execute(
-        select(category.c.name, total)
-        .join(memory, memory.c.category_id == category.c.id)
-        .group_by(category.c.id)
-        .order_by(total.desc(), category.c.name)
-    )
-    return {row[0]: row[1] for row in rows}
-
-
-def category_of_ids(connection: Connection) -> Iterator[tuple[int, str]]:
-    """Yield (memory id, category) of every memory that has one."""
-    query = select(memory.c.id, category.c.name).join(
-        category, memory.c.category_id == category.c.id
-    )
-    for row in connection.execute(query):
-        yield row[0], row[1]
 
 
 def forget_deletions(connection: Connection, change: int) -> None:

@@ -15,10 +15,10 @@ from pathlib import Path
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import OperationalError
 
-from memstore import layout
+from memstore import durable, layout
 from memstore.catalog.engine import Database
 from memstore.catalog.failures import translated
-from memstore.catalog.files import APPLICATION_ID, create_private, inspect_file, require_new
+from memstore.catalog.files import APPLICATION_ID, inspect_file, require_new
 from memstore.errors import (
     StoreDamaged,
     StoreNotFound,
@@ -111,7 +111,12 @@ def upgrade(path: Path, busy_timeout: float, target: str = HEAD) -> tuple[str, P
             return found, None
         backup = backup_path(path, found)
         copy_store(database, backup)
-        _upgrade_in_place(database, target)
+        try:
+            _upgrade_in_place(database, target)
+        except BaseException:
+            # The store is as it was; copies of it would pile up with every try.
+            backup.unlink()
+            raise
         return found, backup
     finally:
         database.close()
@@ -155,16 +160,11 @@ def backup(database: Database, target: Path) -> None:
 
 def copy_store(database: Database, target: Path) -> None:
     """Copy a live store through SQLite's backup API; the copy appears whole or not at all."""
-    part = target.with_name(target.name + ".part")
-    create_private(part)
-    try:
-        with (
-            database.driver() as raw,
-            translated(str(target)),
-            closing(sqlite3.connect(part)) as copy,
-        ):
-            raw.backup(copy)
-            copy.execute("PRAGMA journal_mode = DELETE")
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
+    with (
+        durable.appearing(target) as part,
+        database.driver() as raw,
+        translated(str(target)),
+        closing(sqlite3.connect(part)) as copy,
+    ):
+        raw.backup(copy)
+        copy.execute("PRAGMA journal_mode = DELETE")

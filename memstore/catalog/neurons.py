@@ -139,6 +139,14 @@ def all_labels(connection: Connection, encoder_id: int) -> list[str]:
     return list(connection.execute(query.order_by(neuron.c.label)).scalars())
 
 
+def graded_labels(connection: Connection, encoder_id: int) -> list[tuple[int, str, float | None]]:
+    """Return (neuron, label, grade) of all that have a label, by neuron."""
+    query = select(neuron.c.neuron, neuron.c.label, neuron.c.grade).where(
+        neuron.c.encoder_id == encoder_id, neuron.c.label.is_not(None)
+    )
+    return [tuple(row) for row in connection.execute(query.order_by(neuron.c.neuron))]
+
+
 def set_label(
     connection: Connection, encoder_id: int, number: int, name: str | None, grade: float | None
 ) -> None:

@@ -30,13 +30,19 @@ def must_exist(store: str) -> None:
 @store_argument
 @click.argument("file", type=click.Path(dir_okay=False))
 @where_options
+@click.option(
+    "--encoded", is_flag=True, help="With ids, vectors, traces and labels: the whole store."
+)
 @json_option
 def export_command(
-    store: str, file: str, category: str | None, where: str | None, as_json: bool
+    store: str, file: str, category: str | None, where: str | None, encoded: bool, as_json: bool
 ) -> None:
-    """Write memories to FILE as JSON Lines, which `memstore import` reads."""
+    """Write memories to FILE, which `memstore import` reads.
+
+    JSON Lines; compressed where FILE ends in .gz, Parquet where it ends in .parquet.
+    """
     with reader(store) as opened:
-        count = opened.export(file, read_where(where, category))
+        count = opened.export(file, read_where(where, category), encoded=encoded)
     print_result(f"{count} memories in {file}", {"memories": count, "file": file}, as_json=as_json)
 
 

@@ -1,4 +1,4 @@
-"""``memstore import``: JSON Lines, JSON, CSV or lines of text, from files or stdin."""
+"""``memstore import``: JSON Lines, JSON, CSV, Parquet or lines of text, from files or stdin."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from click.core import ParameterSource
 
 from memstore.cli import INTERRUPTED
 from memstore.cli.options import json_option, store_argument, writer
-from memstore.cli.output import print_json
+from memstore.cli.output import print_json, print_result
 from memstore.errors import InvalidFile, InvalidInput
-from memstore.files import FORMATS, Format, count_rows, numbered_rows
+from memstore.files import FORMATS, STDIN, Format, count_rows, format_of, numbered_rows
+from memstore.loading import heading_of
 from memstore.progress import Progress
 from memstore.rows import check_row, pick
 from memstore.writer import BATCH, OnDuplicate
@@ -61,7 +62,8 @@ def import_command(
 ) -> None:
     """Import FILE ("-" for stdin) into STORE; run again to go on after an interruption.
 
-    Fields that are not named become metadata.
+    Fields that are not named become metadata. What `memstore export --encoded` wrote comes back
+    as it was, ids and traces and all, into an empty STORE.
     """
     names = {
         "text": text,
@@ -71,6 +73,9 @@ def import_command(
         "metadata": "metadata",
     }
     asked = [field for field in names if given(field)]
+    if is_encoded(file, kind):
+        load_encoded(store, file, as_json)
+        return
     total = count_rows(file, kind)
     progress = Progress("rows")
     with writer(store) as opened:
@@ -103,6 +108,20 @@ def import_command(
             "--on-duplicate add stores them again",
             err=True,
         )
+
+
+def is_encoded(file: str, kind: Format | None) -> bool:
+    """Return whether a file is an encoded export; what comes through stdin is none."""
+    could_be = file != STDIN and format_of(file, kind) in ("jsonl", "parquet")
+    return could_be and heading_of(file) is not None
+
+
+def load_encoded(store: str, file: str, as_json: bool) -> None:
+    """Load an encoded export into an empty store, as it was."""
+    with writer(store) as opened:
+        count = opened.load(file)
+    facts = {"rows": count, "new": count, "memories": count}
+    print_result(f"{count} memories as they were", facts, as_json=as_json)
 
 
 def given(field: str) -> bool:

@@ -112,15 +112,6 @@ def raw(array: NDArray[Any]) -> memoryview:
     return array.reshape(-1).view(np.uint8).data
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames and deletions in a folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def read(path: Path, kind: str) -> IndexFile:
     """Return a mapped file. Raises ``IndexDamaged`` unless header, name, size and CRCs are right.
 

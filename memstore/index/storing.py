@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from memstore import durable
 from memstore.errors import IndexDamaged
 from memstore.index import files, scan
 from memstore.index.blocks import BLOCK_ROWS, CHUNK_ROWS, Block, Runs, Sums
@@ -199,7 +200,7 @@ def save_manifest(
         **others,
     }
     files.write(manifest_path(folder, stamp.token), MANIFEST, fields, dead)
-    files.sync_folder(folder)
+    durable.sync(folder)
 
 
 def read_manifest(folder: Path, stamp: Stamp) -> files.IndexFile:

@@ -1,0 +1,142 @@
+"""Every memory in a file that other programs can read, JSON Lines or Parquet, and back again.
+
+A plain export holds what people wrote. An encoded one leaves nothing out: ids and times, vectors
+and traces, labels, and the fingerprint of the encoder that all this is of. Loaded into an empty
+store of the same encoder it is the same store, and no text is embedded for it.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any, TextIO, cast
+
+from sqlalchemy import ColumnElement, Connection
+
+from memstore import durable
+from memstore.catalog import memories, neurons, traces
+from memstore.catalog.engine import Database
+from memstore.catalog.files import require_new
+from memstore.catalog.neurons import EncoderRecord
+from memstore.files import PARQUET, load_arrow
+
+#: The first line of an encoded export says so; in Parquet it is the schema's metadata.
+HEADING = "memstore_export"
+FORMAT = 1
+TIMES = ("occurred_at", "created_at", "updated_at")
+#: Memories read, and rows written, at a time.
+PAGE = 2_048
+
+Row = dict[str, Any]
+
+
+def export(
+    database: Database, condition: ColumnElement[bool] | None, target: Path, encoded: bool
+) -> int:
+    """Write the memories that pass, all of one moment; the file appears whole or not at all.
+
+    Returns how many. Raises ``StoreError`` where something is at ``target`` already.
+    """
+    require_new(target, "the export")
+    write = write_parquet if target.suffix == PARQUET else write_lines
+    with durable.appearing(target) as part, database.read() as connection:
+        record = neurons.require_encoder(connection)
+        heading = heading_of(connection, record) if encoded else None
+        return write(part, target.name, heading, rows(connection, record, condition, encoded))
+
+
+def heading_of(connection: Connection, record: EncoderRecord) -> Row:
+    """Return what an encoded export says once, before its memories."""
+    return {
+        HEADING: FORMAT,
+        "encoder": {
+            "name": record.name,
+            "fingerprint": record.fingerprint,
+            "dimension": record.dimension,
+            "neurons": record.neurons,
+        },
+        "last_id": memories.last_id(connection),
+        "labels": [
+            {"neuron": number, "label": name, "grade": grade}
+            for number, name, grade in neurons.graded_labels(connection, record.id)
+        ],
+    }
+
+
+def rows(
+    connection: Connection,
+    record: EncoderRecord,
+    condition: ColumnElement[bool] | None,
+    encoded: bool,
+) -> Iterator[Row]:
+    """Yield each memory as plain JSON values, by ascending id."""
+    last = 0
+    while page := memories.page(connection, last, PAGE, condition):
+        last = page[-1].id
+        found = [memory.to_dict() for memory in page]
+        if encoded:
+            add_codes(connection, record, found)
+        yield from found
+
+
+def add_codes(connection: Connection, record: EncoderRecord, found: list[Row]) -> None:
+    """Add vector and trace to the rows of some memories, exactly as they are stored."""
+    ids = [row["id"] for row in found]
+    _, vectors = traces.vectors_by_ids(connection, record.id, ids, record.dimension)
+    kept = traces.by_ids(connection, record.id, ids, record.neurons)
+    for row, vector, trace in zip(found, vectors, kept, strict=True):
+        row["vector"] = vector.tolist()
+        row["neurons"] = trace.neurons.tolist()
+        row["activations"] = trace.activations.tolist()
+
+
+# --- writing -------------------------------------------------------------------------------------
+
+
+def write_lines(part: Path, name: str, heading: Row | None, found: Iterable[Row]) -> int:
+    """Write JSON Lines, compressed where the name ends in ``.gz``."""
+    opened = gzip.open if name.endswith(".gz") else open
+    count = 0
+    with cast(TextIO, opened(part, "wt", encoding="utf-8")) as file:
+        if heading is not None:
+            file.write(json.dumps(heading, ensure_ascii=False) + "\n")
+        for row in found:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            count += 1
+    return count
+
+
+def write_parquet(part: Path, _: str, heading: Row | None, found: Iterable[Row]) -> int:
+    """Write Parquet. Metadata is a column of JSON text: its fields differ from row to row."""
+    arrow, parquet = load_arrow()
+    fields = {
+        "id": arrow.int64(),
+        "key": arrow.string(),
+        "text": arrow.string(),
+        "category": arrow.string(),
+        "metadata": arrow.string(),
+        **dict.fromkeys(TIMES, arrow.timestamp("us", tz="UTC")),
+    }
+    if heading is not None:
+        fields |= {
+            "vector": arrow.list_(arrow.float32()),
+            "neurons": arrow.list_(arrow.uint32()),
+            "activations": arrow.list_(arrow.float32()),
+        }
+    schema = arrow.schema(fields)
+    if heading is not None:
+        schema = schema.with_metadata({HEADING: json.dumps(heading, ensure_ascii=False)})
+    source, count = iter(found), 0
+    with parquet.ParquetWriter(part, schema, compression="zstd") as writer:
+        while page := list(islice(source, PAGE)):
+            for row in page:
+                row["metadata"] = json.dumps(row["metadata"], ensure_ascii=False)
+                for name in TIMES:
+                    row[name] = row[name] and datetime.fromisoformat(row[name])
+            writer.write_table(arrow.Table.from_pylist(page, schema))
+            count += len(page)
+    return count

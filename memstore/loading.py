@@ -1,0 +1,172 @@
+"""An encoded export read back into an empty store: same ids, times, vectors, traces and labels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from memstore.catalog import memories, neurons, traces, words
+from memstore.catalog.engine import Database, Write
+from memstore.catalog.memories import KeptRow
+from memstore.catalog.neurons import EncoderRecord
+from memstore.core.traces import MAX_ACTIVATION, neuron_dtype
+from memstore.core.vectors import as_matrix, refuse_rows
+from memstore.duplicates import refuse_known_keys
+from memstore.errors import EncoderMismatch, InvalidFile, InvalidInput, StoreError
+from memstore.exports import FORMAT, HEADING, PAGE, Row
+from memstore.files import PARQUET, jsonl_rows, lines, parquet_file, parquet_rows
+from memstore.neuron_view import check_label
+from memstore.rows import check_id, check_row, check_time
+from memstore.types import Float32, Traces
+
+FIELDS = ("text", "category", "key", "metadata", "occurred_at")
+#: Stored vectors are of unit length to within the steps that they are stored in.
+OFF_UNIT = 0.02
+
+
+def heading_of(file: str) -> Row | None:
+    """Return what an encoded export says of itself, None for any other file."""
+    if Path(file).suffix == PARQUET:
+        with parquet_file(file) as (table, _):
+            found = (table.schema_arrow.metadata or {}).get(HEADING.encode(), b"null")
+        text = found.decode("utf-8", "replace")
+    else:
+        text = next((line for _, line in lines(file)), "null")
+    try:
+        heading = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return heading if isinstance(heading, dict) and HEADING in heading else None
+
+
+def load(database: Database, file: str, heading: Row) -> int:
+    """Fill an empty store, in one transaction; returns how many memories there are now.
+
+    Raises ``StoreError`` unless the store is empty, ``EncoderMismatch`` where the export is of
+    another encoder, ``InvalidFile`` for a row that cannot be; then the store is as it was.
+    """
+    if heading[HEADING] != FORMAT:
+        raise InvalidFile(f"{file} is an export of format {heading[HEADING]!r}: update the package")
+    total = 0
+    with database.write() as tx:
+        record = neurons.require_encoder(tx.connection)
+        require_fit(tx, record, file, heading)
+        source, last = numbered(file), 0
+        while page := list(islice(source, PAGE)):
+            last = store_page(tx, record, file, page, last)
+            total += len(page)
+        set_labels(tx, record, file, heading.get("labels"))
+        memories.use_ids_up_to(tx.connection, check_id(heading.get("last_id", 0)))
+    return total
+
+
+def require_fit(tx: Write, record: EncoderRecord, file: str, heading: Row) -> None:
+    """Raise unless the store is empty and of the same encoder."""
+    own = heading.get("encoder")
+    if not isinstance(own, dict) or not isinstance(own.get("fingerprint"), str):
+        raise InvalidFile(f"{file} does not say which encoder it is of: export again")
+    if own["fingerprint"] != record.fingerprint:
+        raise EncoderMismatch(record.fingerprint, own["fingerprint"], record.name)
+    if memories.count(tx.connection):
+        raise StoreError(
+            f"{file} holds ids, vectors and traces, which only an empty store can take as they "
+            "are: name a new store, or export without --encoded"
+        )
+
+
+def numbered(file: str) -> Iterator[tuple[int, Row]]:
+    """Yield (number, row) of the memories in an encoded export."""
+    if Path(file).suffix == PARQUET:
+        yield from parquet_rows(file, "text")
+    else:
+        yield from islice(jsonl_rows(file, "text"), 1, None)
+
+
+def store_page(
+    tx: Write, record: EncoderRecord, file: str, page: list[tuple[int, Row]], last: int
+) -> int:
+    """Store some memories as they were, of ids above ``last``; returns the highest."""
+    kept: list[KeptRow] = []
+    codes = []
+    for number, row in page:
+        try:
+            kept.append(kept_row(row, kept[-1].id if kept else last))
+            codes.append((row["vector"], row["neurons"], row["activations"]))
+        except (InvalidInput, KeyError, TypeError, AttributeError) as error:
+            raise InvalidFile(f"{file} row {number} cannot be loaded: {error}") from error
+    first, final = page[0][0], page[-1][0]
+    try:
+        vectors = vectors_of([vector for vector, _, _ in codes], record.dimension)
+        found = traces_of([(n, a) for _, n, a in codes], record.neurons)
+    except (InvalidInput, TypeError, ValueError, OverflowError) as error:
+        raise InvalidFile(f"{file} rows {first} to {final} cannot be loaded: {error}") from error
+    refuse_known_keys(tx.connection, [row.new for row in kept], [number for number, _ in page])
+    ids = memories.add_kept(tx.connection, kept, tx.change)
+    words.add(tx.connection, ids[0], ids[-1])
+    traces.add(tx.connection, record.id, ids, vectors, found)
+    return ids[-1]
+
+
+def kept_row(row: Row, last: int) -> KeptRow:
+    """Return a memory with the id, which must be above ``last``, and the times that it had."""
+    new = check_row({name: row[name] for name in FIELDS})
+    created, updated = check_time(row["created_at"]), check_time(row["updated_at"])
+    if created is None or updated is None:
+        raise InvalidInput("created_at and updated_at must be times")
+    memory_id = check_id(row["id"])
+    if memory_id <= last:
+        raise InvalidInput(f"its id {memory_id} comes after {last}: ids must ascend")
+    return KeptRow(memory_id, new, created, updated)
+
+
+def vectors_of(values: list[Any], dimension: int) -> Float32:
+    """Return the vectors of a page, unchanged."""
+    vectors = np.asarray(as_matrix(values, len(values), dimension), dtype=np.float32)
+    lengths = np.linalg.norm(vectors, axis=1)
+    refuse_rows(~(np.abs(lengths - 1) <= OFF_UNIT), "is not of unit length: export again")
+    return vectors
+
+
+def traces_of(pairs: list[tuple[Any, Any]], width: int) -> Traces:
+    """Return the traces of a page. Raises ``InvalidInput`` for what cannot be one."""
+    edges = np.cumsum([0, *(len(own) for own, _ in pairs)])
+    fired = np.array([n for own, _ in pairs for n in own], dtype=np.int64)
+    values = np.array([a for _, own in pairs for a in own], dtype=np.float64)
+    activations = values.astype(np.float16)
+    rising = np.diff(fired) > 0
+    rising[edges[1:-1][(edges[1:-1] > 0) & (edges[1:-1] < len(fired))] - 1] = True
+    sound = (
+        [len(own) for own, _ in pairs] == [len(own) for _, own in pairs]
+        and bool(np.all((fired >= 0) & (fired < width)))
+        and bool(np.all(rising))
+        and bool(np.all((activations > 0) & (activations <= MAX_ACTIVATION)))
+        and bool(np.all(activations == values))
+    )
+    if not sound:
+        raise InvalidInput("a trace is not as memstore writes it: export again")
+    return Traces(
+        ids=np.arange(len(pairs), dtype=np.int64),
+        indptr=edges.astype(np.int64),
+        neurons=fired.astype(neuron_dtype(width)),
+        activations=activations,
+        width=width,
+    )
+
+
+def set_labels(tx: Write, record: EncoderRecord, file: str, labels: object) -> None:
+    """Give neurons the names that they had."""
+    names: dict[str, int] = {}
+    for label in labels if isinstance(labels, list) else ():
+        try:
+            number, name, grade = label["neuron"], check_label(label["label"]), label["grade"]
+            sound = 0 <= check_id(number) < record.neurons and (grade is None or 0 <= grade <= 1)
+        except (InvalidInput, KeyError, TypeError) as error:
+            raise InvalidFile(f"{file}: {label!r:.80} is no label: {error}") from error
+        if not sound or name is None or names.setdefault(name, number) != number:
+            raise InvalidFile(f"{file}: {label!r:.80} is no label of a neuron: export again")
+        neurons.set_label(tx.connection, record.id, number, name, grade)
