@@ -104,14 +104,17 @@ def file_sizes(path: Path | None) -> dict[str, int]:
     if path is None:
         return {"bytes": 0, "index_bytes": 0}
     files = (path, path.with_name(path.name + "-wal"))
-    index = layout.index_folder(path)
     inside: list[Path] = []
-    with suppress(PermissionError):
-        inside = [file for file in index.iterdir() if file.is_file()] if index.is_dir() else []
-    return {
-        "bytes": sum(file.stat().st_size for file in files if file.exists()),
-        "index_bytes": sum(file.stat().st_size for file in inside),
-    }
+    with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+        inside = list(layout.index_folder(path).iterdir())
+    return {"bytes": sum(map(size_of, files)), "index_bytes": sum(map(size_of, inside))}
+
+
+def size_of(file: Path) -> int:
+    """Return the bytes of a file, 0 where another process has just taken it away."""
+    with suppress(FileNotFoundError):
+        return file.stat().st_size
+    return 0
 
 
 def forget_deleted(database: Database) -> None:

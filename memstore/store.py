@@ -11,8 +11,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import ArrayLike
 
-from memstore import care, exports, loading
-from memstore.catalog import migrate
+from memstore import backups, care, exports, loading
 from memstore.catalog.filters import compile_filter
 from memstore.errors import InvalidFile, InvalidFilter, InvalidInput
 from memstore.progress import Progress, Report
@@ -184,8 +183,11 @@ class MemoryStore(Reader):
         return care.problems(database, self._indices)
 
     def backup(self, path: str | os.PathLike[str]) -> None:
-        """Copy the store, live, to a new file. The index is left out: it rebuilds itself."""
-        migrate.backup(self._open_database(), Path(path))
+        """Copy the store, live, to a new file, with a manifest beside it (``memstore.backups``).
+
+        The index is left out: it rebuilds itself.
+        """
+        backups.make(self._open_database(), Path(path))
 
     def export(
         self,

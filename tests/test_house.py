@@ -27,9 +27,10 @@ LEVELS = {
     1: {"core"},
     2: {"catalog", "index", "embed", "sae", "generate", "neurons"},
     3: {
-        "care", "duplicates", "encoder", "evaluation", "experiments", "exports", "files", "indices",
-        "interchange", "loading", "narrative_api", "nearness", "neuron_view", "opening", "reader", "reasons",
-        "rows", "search", "store", "tables", "training", "upkeep", "view", "writer",
+        "backups", "care", "duplicates", "encoder", "evaluation", "experiments", "exports",
+        "files", "indices", "interchange", "loading", "narrative_api", "nearness", "neuron_view",
+        "opening", "reader", "reasons", "recovery", "rows", "search", "store", "tables",
+        "training", "upkeep", "view", "writer",
     },
     4: {"cli", "web", "mcp", "integrations"},
     5: {"__main__"},

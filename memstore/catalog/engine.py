@@ -166,6 +166,7 @@ class Database:
             raise StoreReadOnly(
                 f'{self.name} was opened with mode="r": open it with mode="rw" to write'
             )
+        self._require_own()  # a child of a fork might wait for a lock that only its parent frees
         with self._queued(), self._connection() as connection:
             writer = connection.execution_options(memstore_begin="IMMEDIATE")
             # A bulk insert touches more pages than the 2 MB that SQLite keeps by default.

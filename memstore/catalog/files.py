@@ -91,6 +91,10 @@ def require_new(path: Path, what: str) -> None:
         found = path.exists()
     if found:
         raise StoreError(f"{path} exists: name a new file for {what}")
+    wal = path.with_name(path.name + "-wal")
+    if wal.exists():
+        # SQLite would play it back into the new file.
+        raise StoreError(f"{wal} is left of a store that is gone: move it away first")
 
 
 def create_private(path: Path) -> None:

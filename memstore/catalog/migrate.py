@@ -18,7 +18,7 @@ from sqlalchemy.exc import OperationalError
 from memstore import durable, layout
 from memstore.catalog.engine import Database
 from memstore.catalog.failures import translated
-from memstore.catalog.files import APPLICATION_ID, inspect_file, require_new
+from memstore.catalog.files import APPLICATION_ID, inspect_file
 from memstore.errors import (
     StoreDamaged,
     StoreNotFound,
@@ -152,19 +152,18 @@ def backup_path(path: Path, found: str) -> Path:
     return candidate
 
 
-def backup(database: Database, target: Path) -> None:
-    """Copy a live store to a new file. Raises ``StoreError`` where one is there already."""
-    require_new(target, "the backup")
-    copy_store(database, target)
-
-
 def copy_store(database: Database, target: Path) -> None:
-    """Copy a live store through SQLite's backup API; the copy appears whole or not at all."""
+    """Copy a live store to a new file, which appears whole or not at all."""
+    with durable.appearing(target) as part:
+        copy_into(database, part)
+
+
+def copy_into(database: Database, file: Path) -> None:
+    """Copy a live store into an empty file through SQLite's backup API."""
     with (
-        durable.appearing(target) as part,
         database.driver() as raw,
-        translated(str(target)),
-        closing(sqlite3.connect(part)) as copy,
+        translated(str(file)),
+        closing(sqlite3.connect(file)) as copy,
     ):
         raw.backup(copy)
         copy.execute("PRAGMA journal_mode = DELETE")

@@ -1,4 +1,4 @@
-"""Care: export, check, optimize, backup, upgrade."""
+"""Care: export, check, optimize, backup, verify, restore, recover, upgrade."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from memstore import backups
 from memstore.cli.options import (
     json_option,
     read_where,
@@ -83,10 +84,54 @@ def optimize_command(store: str, as_json: bool) -> None:
 @click.argument("file", type=click.Path(dir_okay=False))
 @json_option
 def backup_command(store: str, file: str, as_json: bool) -> None:
-    """Copy a live store to a new FILE."""
+    """Copy a live store to a new FILE, with a manifest beside it."""
     with reader(store) as opened:
         opened.backup(file)
     print_result(file, {"file": file}, as_json=as_json)
+
+
+@click.command("verify")
+@click.argument("file", type=click.Path(dir_okay=False))
+@json_option
+def verify_command(file: str, as_json: bool) -> None:
+    """Look at the backup FILE without restoring it; exits with 1 where anything is wrong."""
+    problems = backups.verify(Path(file))
+    if as_json:
+        print_json({"file": file, "problems": problems})
+    elif problems:
+        click.echo("\n".join(problems))
+    else:
+        said = backups.read_manifest(Path(file))
+        click.echo(f"{said['memories']} memories as of {said['made_at']}, all well")
+    if problems:
+        raise SystemExit(1)
+
+
+@click.command("restore")
+@click.argument("file", type=click.Path(dir_okay=False))
+@store_argument
+@json_option
+def restore_command(file: str, store: str, as_json: bool) -> None:
+    """Make a new STORE of the backup FILE, after looking whether all is well with it."""
+    facts = backups.restore(Path(file), Path(store))
+    print_result(
+        f"{store}: {facts['memories']} memories", facts | {"store": store}, as_json=as_json
+    )
+
+
+@click.command("recover")
+@store_argument
+@click.argument("file", type=click.Path(dir_okay=False))
+@json_option
+def recover_command(store: str, file: str, as_json: bool) -> None:
+    """Write what can be read of a damaged STORE to FILE, which `memstore import` reads."""
+    from memstore.recovery import recover
+
+    found = recover(Path(store), Path(file))
+    line = f"{found.memories} memories in {file}"
+    if found.damaged:
+        line += f", {found.damaged} of them marked as damaged (memstore_recovered)"
+    print_result(line, found._asdict() | {"file": file}, as_json=as_json)
 
 
 @click.command("upgrade")

@@ -42,7 +42,7 @@ from oracle import (  # noqa: E402
 from points import BROKEN, arm  # noqa: E402
 
 import memstore.writer  # noqa: E402
-from memstore import MemoryStore, upkeep  # noqa: E402
+from memstore import MemoryStore, backups, upkeep  # noqa: E402
 from tests.conftest import NEURONS, grid_vectors, make_encoder  # noqa: E402
 
 ENCODER = make_encoder()
@@ -129,8 +129,7 @@ def look(path: Path, states: list[Diary], seed: int, answer: int) -> None:
         assert store.count() == len(found)
     for copy in path.parent.glob("backup-*"):
         if copy.name.removeprefix("backup-").isdigit():
-            with MemoryStore.open(copy, mode="r", encoder=ENCODER) as store:
-                assert store.check() == []
+            assert backups.verify(copy) == [], backups.verify(copy)
     os.write(answer, json.dumps(["state", number]).encode() + b"\n")
 
 

@@ -1,0 +1,219 @@
+"""Damaged on purpose: what `recover` writes is true, and all that lay on sound pages is in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from memstore import MemoryStore
+from memstore.errors import MemstoreError, StoreDamaged, StoreError, StoreNotFound
+from memstore.recovery import MARK, recover
+
+ROOT = Path(__file__).parent.parent
+PAGE = 4_096
+
+
+@pytest.fixture
+def filled(path, encoder):
+    """Short and long texts, over hundreds of pages; returns the memories as exported."""
+    dice = np.random.default_rng(1)
+    with MemoryStore.open(path, encoder=encoder) as store:
+        store.insert_many(
+            {
+                "text": f"memory {i} café " + "word " * int(dice.choice([0, 40, 900, 6_000])),
+                "category": ["Routine", "Strong Emotional", None][i % 3],
+                "key": f"key {i}" if i % 2 else None,
+                "metadata": {"mood": i, "note": "x" * int(dice.choice([0, 3_000]))},
+                "occurred_at": "1969-07-20T20:17:40+00:00" if i % 5 else None,
+            }
+            for i in range(400)
+        )
+        store.delete(list(range(3, 400, 11)))
+        kept = {memory.id: memory.to_dict() for memory in store.iter()}
+    assert path.stat().st_size // PAGE > 300
+    return kept
+
+
+def recovered(path, target):
+    recover(path, target)
+    rows = map(json.loads, target.read_text("utf-8").splitlines())
+    return {row["id"]: row for row in rows}
+
+
+def pages_of(path):
+    """Which pages each memory lies on, as SQLite itself tells (dbstat), and all others."""
+    with closing(sqlite3.connect(path)) as connection:
+        query = "SELECT pageno, pagetype, path FROM dbstat WHERE name = ?"
+        try:
+            found = connection.execute(query, ("memory",)).fetchall()
+        except sqlite3.OperationalError:
+            pytest.skip("this SQLite has no dbstat")
+        categories = {page for page, _, _ in connection.execute(query, ("category",))}
+        ids = [i for (i,) in connection.execute("SELECT id FROM memory ORDER BY id")]
+        cells = "SELECT path, pageno, ncell FROM dbstat WHERE name = 'memory' AND pagetype = 'leaf'"
+        leaves = connection.execute(cells + " ORDER BY path").fetchall()
+    owners, rest = {}, iter(ids)
+    chains = [(p, page) for page, kind, p in found if kind == "overflow"]
+    for place, page, count in leaves:
+        for cell in range(count):
+            mark = f"{place}{cell:03x}+"
+            own = {page} | {number for p, number in chains if p.startswith(mark)}
+            owners[next(rest)] = own
+    assert next(rest, None) is None
+    return owners, categories
+
+
+def test_of_a_sound_file_everything_is_recovered(filled, path, tmp_path):
+    """The same as an export: ids, times, categories, keys, metadata, the longest texts."""
+    assert recovered(path, tmp_path / "all.jsonl") == filled
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_lies_on_sound_pages_is_recovered(filled, path, tmp_path, seed):
+    """Pages at random overwritten: nothing untrue without a mark, nothing left behind."""
+    dice, (owners, categories) = np.random.default_rng(seed), pages_of(path)
+    content = bytearray(path.read_bytes())
+    pages = len(content) // PAGE
+    gone = set(dice.choice(np.arange(2, pages + 1), pages // 12, replace=False).tolist())
+    gone = gone - categories | {1}
+    for page in gone:
+        content[(page - 1) * PAGE : page * PAGE] = [dice.bytes(PAGE), bytes(PAGE)][page % 2]
+    path.write_bytes(content)
+    found = recovered(path, tmp_path / "all.jsonl")
+    unmarked = {i: row for i, row in found.items() if MARK not in row["metadata"]}
+    assert all(row == filled[i] for i, row in unmarked.items())
+    sound = {i for i, own in owners.items() if not own & gone}
+    assert sound <= unmarked.keys()
+    assert 100 < len(sound) < len(filled)
+    with pytest.raises(MemstoreError):
+        MemoryStore.open(path, mode="r").close()
+
+
+def test_a_changed_text_is_marked(filled, path, tmp_path):
+    """A letter overwritten in place: SQLite sees nothing wrong, the checksum does."""
+    content = path.read_bytes()
+    place = content.index("memory 42 café".encode())
+    path.write_bytes(content[:place] + b"M" + content[place + 1 :])
+    found = recovered(path, tmp_path / "all.jsonl")
+    marked = [i for i, row in found.items() if MARK in row["metadata"]]
+    assert [found[i]["text"][:9] for i in marked] == ["Memory 42"]
+    assert len(found) == len(filled)
+
+
+def test_a_file_cut_short_or_half_overwritten(filled, path, tmp_path):
+    """The end lost, the beginning lost, neither a header nor a size to go by."""
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2 + 100])
+    first = recovered(path, tmp_path / "first.jsonl")
+    path.write_bytes(bytes(20 * PAGE) + content[20 * PAGE :])
+    second = recovered(path, tmp_path / "second.jsonl")
+    for found in (first, second):
+        assert len(found) > 100
+        for i, row in found.items():
+            assert MARK in row["metadata"] or row["text"] == filled[i]["text"]
+
+
+def test_a_lost_category_keeps_its_memories_together(filled, path, tmp_path):
+    """Its number stands for its name."""
+    _, categories = pages_of(path)
+    content = bytearray(path.read_bytes())
+    for page in categories:
+        content[(page - 1) * PAGE : page * PAGE] = bytes(PAGE)
+    path.write_bytes(content)
+    found = recovered(path, tmp_path / "all.jsonl")
+    names = {(row["category"], filled[i]["category"]) for i, row in found.items()}
+    assert names == {
+        (None, None), ("lost category 1", "Routine"), ("lost category 2", "Strong Emotional")
+    }  # fmt: skip
+
+
+def test_what_is_in_the_wal_alone_is_recovered(path, tmp_path, encoder):
+    """A process killed before its last transactions got into the file; half a frame at the end."""
+    code = (
+        "import sys\n"
+        "from memstore import MemoryStore\n"
+        "from tests.conftest import make_encoder\n"
+        "store = MemoryStore.open(sys.argv[1], encoder=make_encoder())\n"
+        "store.insert_many([f'memory {i} ' + 'word ' * 900 for i in range(50)])\n"
+        "store.update(7, text='changed in the WAL')\n"
+        "print('done', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(path)],
+        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout.readline() == "done\n"
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=30)
+    wal = path.with_name(path.name + "-wal")
+    assert wal.stat().st_size > 50 * PAGE
+    with wal.open("ab") as file:
+        file.write(os.urandom(PAGE // 2))
+    found = recovered(path, tmp_path / "all.jsonl")
+    assert len(found) == 50
+    assert found[7]["text"] == "changed in the WAL"
+    with MemoryStore.open(path, mode="r", encoder=encoder) as store:
+        assert found == {memory.id: memory.to_dict() for memory in store.iter()}
+
+
+def test_deleted_memories_stay_deleted(path, tmp_path, encoder):
+    """What was erased is not dug up again."""
+    with MemoryStore.open(path, encoder=encoder) as store:
+        ids = store.insert_many([f"memory {i}" for i in range(300)])
+        store.delete(ids[:250])
+        store.update(ids[260], text="changed")
+        kept = {memory.id: memory.to_dict() for memory in store.iter()}
+    assert recovered(path, tmp_path / "all.jsonl") == kept
+
+
+@pytest.mark.parametrize("content", [b"", b"text", bytes(50 * PAGE), b"SQLite format 3\0" * 600])
+def test_where_there_is_nothing_to_recover(path, tmp_path, content):
+    """One typed error, and no file is made."""
+    path.write_bytes(content)
+    with pytest.raises(StoreDamaged, match="restore a backup"):
+        recover(path, tmp_path / "all.jsonl")
+    with pytest.raises(StoreNotFound):
+        recover(tmp_path / "nobody.db", tmp_path / "all.jsonl")
+    (tmp_path / "there.jsonl").touch()
+    with pytest.raises(StoreError, match="exists"):
+        recover(path, tmp_path / "there.jsonl")
+    assert not (tmp_path / "all.jsonl").exists()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_noise_ends_in_an_answer_or_one_error(filled, path, tmp_path, seed):
+    """Bytes flipped by the thousand, lengths and pointers among them."""
+    dice, content = np.random.default_rng(seed), bytearray(path.read_bytes())
+    for place in dice.integers(len(content), size=20_000).tolist():
+        content[place] = int(dice.integers(256))
+    path.write_bytes(content)
+    found = recovered(path, tmp_path / "all.jsonl")
+    for i, row in found.items():
+        if MARK not in row["metadata"] and i in filled:
+            assert row["text"] == filled[i]["text"]
+
+
+def test_the_command_writes_what_import_reads(filled, path, tmp_path):
+    """`memstore recover`, then `memstore import` into a new store of the shipped encoder."""
+    path.write_bytes(bytes(PAGE) + path.read_bytes()[PAGE:])
+    out, command = tmp_path / "out.jsonl", [sys.executable, "-m", "memstore"]
+    done = subprocess.run(
+        [*command, "recover", path, out], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"{len(filled)} memories in {out}\n"
+    lines = [line for line in out.read_text("utf-8").splitlines() if len(line) < 2_000][:20]
+    out.write_text("\n".join(lines), "utf-8")
+    done = subprocess.run(
+        [*command, "import", tmp_path / "new.db", out], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.stdout.startswith(f"{len(lines)} rows, {len(lines)} new"), done.stderr
