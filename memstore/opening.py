@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Self
 from memstore import layout
 from memstore.catalog import memories, migrate, neurons
 from memstore.catalog.engine import Database
-from memstore.catalog.files import Mode, create_private, inspect_file, require_folder
+from memstore.catalog.files import (
+    Mode,
+    create_private,
+    inspect_file,
+    require_folder,
+    warn_of_network,
+)
 from memstore.catalog.neurons import EncoderRecord
 from memstore.errors import InvalidQuery, StoreClosed, StoreError, StoreNotFound
 from memstore.indices import Indices
@@ -144,6 +150,7 @@ def open_database(path: str | os.PathLike[str], mode: Mode, busy_timeout: float)
     if mode == "rw":
         require_folder(file)
         create_private(file)
+    warn_of_network(file)
     database = Database(file, mode, busy_timeout)
     try:
         if mode == "rw" and (found != "store" or not migrate.is_set_up(database)):

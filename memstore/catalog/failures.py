@@ -66,7 +66,10 @@ def store_error(name: str, error: sqlite3.Error) -> StoreError:
         sqlite3.SQLITE_PERM: (StoreReadOnly, "cannot be opened: check its permissions"),
         sqlite3.SQLITE_CANTOPEN: (StoreReadOnly, "cannot be opened: check path and permissions"),
         sqlite3.SQLITE_FULL: (StoreFull, "has no space left: free some and repeat the call"),
-        sqlite3.SQLITE_CORRUPT: (StoreDamaged, "is damaged: restore a backup"),
+        sqlite3.SQLITE_CORRUPT: (
+            StoreDamaged,
+            "is damaged: restore a backup, or read what can be read with `memstore recover`",
+        ),
         sqlite3.SQLITE_NOTADB: (NotAStore, "is not a memstore store: choose another path"),
     }.get(code & 0xFF, (StoreError, "failed: see SQLite's message"))
     return kind(f"{name} {remedy} (SQLite: {error})")

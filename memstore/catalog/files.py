@@ -7,7 +7,9 @@ another process could then delete the WAL under a store that is open here.
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import sqlite3
 from contextlib import closing, suppress
 from pathlib import Path
@@ -19,6 +21,26 @@ from memstore.catalog.failures import translated
 from memstore.errors import NotAStore, StoreError, StoreNotFound, StoreReadOnly
 
 Mode = Literal["rw", "r"]
+
+#: File systems whose locks are another machine's business, or that map files in their own way.
+NETWORK = {
+    *(
+        "9p",
+        "afs",
+        "beegfs",
+        "ceph",
+        "cifs",
+        "davfs",
+        "glusterfs",
+        "lustre",
+        "ncpfs",
+        "nfs",
+        "nfs4",
+    ),
+    *("smb3", "smbfs", "vboxsf"),
+    *("fuse.ceph", "fuse.davfs2", "fuse.glusterfs", "fuse.rclone", "fuse.s3fs", "fuse.sshfs"),
+}
+log = logging.getLogger(__name__)
 
 #: Written into the SQLite header ("mems"), so that a file says what it is.
 APPLICATION_ID = 0x6D656D73
@@ -40,6 +62,38 @@ def file_uri(path: Path, mode: Mode) -> str:
 def is_read_only_media(folder: Path) -> bool:
     """Return whether the file system is mounted read-only, which ``os.access`` hides from root."""
     return hasattr(os, "statvfs") and bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
+
+
+def network_file_system(path: Path, mounts: str) -> str | None:
+    """Return the kind of network file system that a path lies on, None for any other.
+
+    ``mounts`` is what /proc/self/mountinfo says (proc_pid_mountinfo(5)).
+    """
+    found, longest = "", -1
+    for line in mounts.splitlines():
+        before, _, after = line.partition(" - ")
+        if len(before.split()) < 5 or not after:
+            continue
+        # Blanks in names are written as octal escapes.
+        point = re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), before.split()[4])
+        # Of two at one place the later one is on top.
+        if path.is_relative_to(point) and len(point) >= longest:
+            found, longest = after.split()[0], len(point)
+    return found if found in NETWORK else None
+
+
+def warn_of_network(path: Path) -> None:
+    """Log a warning where SQLite's locks cannot be relied on."""
+    with suppress(OSError):
+        mounts = Path("/proc/self/mountinfo").read_text("utf-8", "replace")
+        kind = network_file_system(path.resolve(), mounts)
+        if kind is not None:
+            log.warning(
+                "%s lies on a network file system (%s), where locks are not reliable and writes "
+                "can be lost: keep the store on a disk of this machine",
+                path,
+                kind,
+            )
 
 
 def inspect_file(path: Path) -> Literal["missing", "empty", "store"]:

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from conftest import DIMENSION, NEURONS, make_encoder
 from oracle import Mark, Marks, assert_fused, assert_ranking, fusion_shares
 
 from memstore import Encoder, MemoryStore, reader, upkeep
@@ -31,6 +30,7 @@ from memstore.errors import MemoryNotFound
 from memstore.hits import Hits
 from memstore.index import blocks, postings
 from memstore.types import Memory, Trace
+from tests.conftest import DIMENSION, NEURONS, make_encoder
 
 #: Texts of one class have one vector: ties are frequent, and a class is looked up, not encoded.
 CLASSES = 200

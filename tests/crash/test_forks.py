@@ -7,10 +7,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import DIMENSION, make_encoder
 from soak import outcome
 
 from memstore import MemoryStore
+from tests.conftest import DIMENSION, make_encoder
 
 ENCODER = make_encoder()
 #: Every public method but ``open`` and ``close``, called as people do.

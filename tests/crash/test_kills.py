@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -19,18 +18,6 @@ from results import record
 
 HERE = Path(__file__).parent
 FROZEN = sorted((HERE.parent / "fixtures").glob("store-*.db"))
-
-
-@pytest.fixture(scope="session")
-def layer(tmp_path_factory) -> Path:
-    """The file layer that dies on demand, built here."""
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler here")
-    library = tmp_path_factory.mktemp("layer") / "layer.so"
-    flags = ["-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
-    subprocess.run([compiler, *flags, "-o", library, HERE / "layer.c", "-ldl"], check=True)
-    return library
 
 
 def run(script: str, folder: Path, layer: Path, **plan) -> dict:

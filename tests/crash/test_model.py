@@ -18,7 +18,6 @@ from typing import Any
 
 import oracle
 import pytest
-from conftest import NEURONS, make_encoder
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -35,6 +34,7 @@ from soak import hurry, outcome
 from memstore import MemoryStore, layout
 from memstore.errors import DuplicateKey, MemoryNotFound, MemstoreError
 from memstore.hits import Hits
+from tests.conftest import NEURONS, make_encoder
 
 ENCODER = make_encoder()
 TEXTS = ["rain", "rain walk", "walk", "joy", "quiet rain", "letter", "letter walk", "tram", "café"]
