@@ -24,6 +24,9 @@ def problems(database: Database, indices: Indices) -> list[str]:
     """
     with database.read() as connection:
         found = neurons.integrity(connection)
+        if found:
+            # What lies on broken pages would end every look at it in an error of its own.
+            return [*found, f"restore a backup, or `memstore recover {database.name} FILE`"]
         if broken := neurons.broken(connection):
             found.append(
                 f"{len(broken)} memories have a missing or broken vector or trace, the first is "

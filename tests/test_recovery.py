@@ -217,3 +217,21 @@ def test_the_command_writes_what_import_reads(filled, path, tmp_path):
         [*command, "import", tmp_path / "new.db", out], cwd=ROOT, capture_output=True, text=True
     )
     assert done.stdout.startswith(f"{len(lines)} rows, {len(lines)} new"), done.stderr
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_check_diagnoses_a_damaged_file(filled, path, tmp_path, seed):
+    """A sentence or more, exit 1, no traceback; the remedy it names works."""
+    dice, content = np.random.default_rng(seed), bytearray(path.read_bytes())
+    for page in dice.choice(np.arange(1, len(content) // PAGE), 30, replace=False).tolist():
+        content[page * PAGE : (page + 1) * PAGE] = dice.bytes(PAGE)
+    path.write_bytes(content)
+    command = [sys.executable, "-m", "memstore"]
+    done = subprocess.run([*command, "check", path], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    said = done.stdout + done.stderr
+    assert "memstore recover" in said, said
+    out = tmp_path / "out.jsonl"
+    subprocess.run([*command, "recover", path, out], cwd=ROOT, check=True, capture_output=True)
+    assert len(out.read_text("utf-8").splitlines()) > 200

@@ -70,6 +70,10 @@ def store_error(name: str, error: sqlite3.Error) -> StoreError:
             StoreDamaged,
             "is damaged: restore a backup, or read what can be read with `memstore recover`",
         ),
-        sqlite3.SQLITE_NOTADB: (NotAStore, "is not a memstore store: choose another path"),
+        sqlite3.SQLITE_NOTADB: (
+            NotAStore,
+            "is not a memstore store: choose another path; if it was one once, `memstore recover` "
+            "reads what can be read",
+        ),
     }.get(code & 0xFF, (StoreError, "failed: see SQLite's message"))
     return kind(f"{name} {remedy} (SQLite: {error})")
