@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -169,3 +173,30 @@ def test_weights_come_back_as_they_were_saved(tmp_path):
     weights.save(tmp_path / "b", config, tensors, np.float16)
     assert SAE.load(tmp_path / "a").fingerprint == weights.fingerprint(config, tensors)
     assert SAE.load(tmp_path / "a").fingerprint != SAE.load(tmp_path / "b").fingerprint
+
+
+KERNELS = """
+import numpy as np
+from memstore.sae import encode
+dice = np.random.default_rng(1)
+vectors = dice.normal(size=(700, 384)).astype(np.float32)
+weight = dice.normal(size=(300, 384)).astype(np.float32)
+product = encode.Product(weight)
+whole = product(vectors)
+assert np.allclose(whole, vectors @ weight.T, atol=1e-3)
+for start, stop in [(0, 1), (0, 3), (5, 18), (13, 77), (0, 200), (101, 699)]:
+    assert np.array_equal(product(vectors[start:stop]), whole[start:stop]), (start, stop)
+print(encode.is_steady(384))
+"""
+
+
+@pytest.mark.parametrize("kernel", ["Haswell", "SkylakeX", "Nehalem", ""])
+def test_a_row_is_the_same_among_others_on_every_processor(kernel):
+    """OpenBLAS's kernels for other processors, as it would choose them there."""
+    environment = {n: v for n, v in os.environ.items() if not n.startswith("OPENBLAS")}
+    if kernel:
+        environment["OPENBLAS_CORETYPE"] = kernel
+    done = subprocess.run(
+        [sys.executable, "-c", KERNELS], env=environment, capture_output=True, text=True
+    )
+    assert done.stdout in ("True\\n", "False\\n"), done.stderr
