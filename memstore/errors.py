@@ -33,11 +33,39 @@
     └── MissingExtra (ImportError)     an optional dependency; names the extra to install
 """
 
+import reprlib
+
 #: How a store gets another encoder.
 RENEW = (
     "export its memories and import them into a new store "
     "(memstore export STORE all.jsonl; memstore import NEW all.jsonl)"
 )
+
+
+class _Brief(reprlib.Repr):
+    """``reprlib``, which looks at the beginnings of things only, for numbers of any length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother = 3, 60, 60
+
+    def repr_int(self, x: int, level: int) -> str:
+        # repr() refuses numbers of more than 4,300 digits, and takes its time over shorter ones.
+        if x.bit_length() > 1_000:
+            return f"a whole number of {x.bit_length()} bits"
+        return super().repr_int(x, level)
+
+
+_BRIEF = _Brief()
+
+
+def brief(value: object) -> str:
+    """Return what a message says of a value that was handed in: short, however large it is."""
+    return _BRIEF.repr(value)[:60]
+
+
+#: What is left where SQLite's file is damaged.
+RESCUE = "restore a backup, or read what can be read with `memstore recover`"
 
 
 class MemstoreError(Exception):

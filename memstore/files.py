@@ -16,7 +16,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, get_args
 
-from memstore.errors import InvalidFile, MissingExtra
+from memstore.errors import InvalidFile, MissingExtra, brief
 
 Format = Literal["jsonl", "json", "csv", "parquet", "text"]
 FORMATS = get_args(Format)
@@ -27,7 +27,7 @@ SURPLUS = "\0surplus"
 #: A line beyond this is no narrative but the wrong file.
 MAX_LINE = 8_000_000
 #: A JSON array is held in memory several times over while it is parsed.
-MAX_JSON = 500_000_000
+MAX_JSON = 64_000_000
 PARQUET = ".parquet"
 #: Rows of a Parquet file decoded at a time.
 PAGE = 2_048
@@ -110,11 +110,13 @@ def numbered_rows(
     }
     for number, row in readers[format_of(file, kind)](file, text):
         if not isinstance(row, dict):
-            raise InvalidFile(f"{file} row {number} is no object but {row!r:.40}: one object a row")
+            raise InvalidFile(
+                f"{file} row {number} is no object but {brief(row)}: one object a row"
+            )
         if text not in row:
             raise InvalidFile(
-                f"{file} row {number} has no field {text!r} (it has "
-                f"{', '.join(map(repr, list(row)[:8]))}): name the right one with --text"
+                f"{file} row {number} has no field {brief(text)} (it has "
+                f"{', '.join(map(brief, list(row)[:8]))}): name the right one with --text"
             )
         yield number, row
 
@@ -152,10 +154,23 @@ def csv_rows(file: str, text: str) -> Iterator[tuple[int, Any]]:
     """Yield (row number from 1, row) of a CSV file whose first line names the columns."""
     csv.field_size_limit(MAX_LINE)
     del text
-    table = csv.DictReader((line + "\n" for _, line in lines(file)), restkey=SURPLUS)
-    number = 0
+    number = size = 0
+
+    def bounded() -> Iterator[str]:
+        nonlocal size
+        for at, line in lines(file):
+            size += len(line)
+            if size > MAX_LINE:  # in quotes a row goes on over any number of lines
+                raise InvalidFile(
+                    f"{file} line {at}: its row is longer than {MAX_LINE:,} characters: close the "
+                    "quote, or split it"
+                )
+            yield line + "\n"
+
+    table = csv.DictReader(bounded(), restkey=SURPLUS)
     try:
         for number, row in enumerate(table, 1):
+            size = 0
             if SURPLUS in row or None in row.values():
                 raise InvalidFile(
                     f"{file} row {number} has another number of cells than the first line: mend it"

@@ -95,7 +95,7 @@ class Indices:
                 found = storing.load_neurons(self.folder, manifest)
                 if found.width == now.encoder.neurons:
                     return found
-            except (IndexDamaged, OSError, KeyError, TypeError, ValueError) as error:
+            except (IndexDamaged, OSError) as error:
                 log.warning("rebuilding the neuron index from the catalog: %s", error)
         return NeuronIndex(now.encoder.neurons)
 
@@ -128,7 +128,7 @@ class Indices:
             manifest = storing.read_manifest(self.folder, stamp)
         except FileNotFoundError:
             return None
-        except (IndexDamaged, OSError, KeyError, TypeError) as error:
+        except (IndexDamaged, OSError) as error:
             log.warning("the index files are not usable: %s", error)
             return None
         return manifest if manifest.fields["change"] >= now.state.log_floor else None
@@ -167,15 +167,15 @@ class Indices:
         manifest = None if self._distrusted else self.manifest(now)
         if manifest is None or self.folder is None:
             return None
+        told = manifest.fields.get("vectors")
+        if told is None or told["change"] < now.state.log_floor:
+            return None
         try:
-            fields = manifest.fields["vectors"]
-            if fields is None or fields["change"] < now.state.log_floor:
-                return None
-            arrays = files.read(self.folder / Path(fields["name"]).name, "vectors").arrays
-            return DenseIndex.from_arrays(
-                now.encoder.dimension, fields["change"], arrays, fields["trained_for"]
+            file = files.read(self.folder / told["name"], storing.VECTORS)
+            return DenseIndex.from_file(
+                now.encoder.dimension, told["change"], file, told["trained_for"]
             )
-        except (IndexDamaged, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (IndexDamaged, OSError) as error:
             log.warning("rebuilding the dense index from the catalog: %s", error)
             return None
 

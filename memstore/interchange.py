@@ -5,13 +5,13 @@ What is read is numbers and JSON; nothing in a foreign folder is ever run.
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 
 from memstore import layout
-from memstore.errors import InvalidInput, InvalidWeights, MissingExtra
+from memstore.errors import InvalidInput, InvalidWeights, MissingExtra, brief
 from memstore.sae import weights
 from memstore.sae.config import SAEConfig
 from memstore.sae.encode import SAE
@@ -34,6 +34,14 @@ def read(folder: Path) -> SAE:
     return SAE.load(folder)
 
 
+def read_settings(file: Path) -> dict[str, Any]:
+    """Return the JSON object in a file. Raises ``InvalidWeights``."""
+    settings = weights.read_json(file)
+    if not isinstance(settings, dict):
+        raise InvalidWeights(f"{file} holds no JSON object: copy the whole folder again")
+    return settings
+
+
 # --- SparseEncoder -------------------------------------------------------------------------
 
 
@@ -46,10 +54,14 @@ def read_sparse_encoder(folder: Path) -> SAE:
         return SAE.load(folder / OWN)
     modules = weights.read_json(folder / MODULES)
     try:
-        path = next(m["path"] for m in modules if m["type"].endswith("SparseAutoEncoder"))
+        path = PurePath(next(m["path"] for m in modules if m["type"].endswith("SparseAutoEncoder")))
     except (StopIteration, KeyError, TypeError, AttributeError) as error:
         raise InvalidWeights(f"{folder / MODULES} names no SparseAutoEncoder") from error
-    settings = weights.read_json(folder / path / "config.json")
+    if path.is_absolute() or ".." in path.parts:
+        raise InvalidWeights(
+            f"{folder / MODULES} names a folder outside its own: {brief(str(path))}"
+        )
+    settings = read_settings(folder / path / "config.json")
     tensors = weights.read_tensors(folder / path / "model.safetensors")
     if settings.get("normalize"):
         raise InvalidWeights(
@@ -162,32 +174,37 @@ def read_saelens(folder: Path) -> SAE:
     (``apply_b_dec_to_input``), activations scaled by decoder norms
     (``rescale_acts_by_decoder_norm``).
     """
-    settings = weights.read_json(folder / SAELENS)
+    settings = read_settings(folder / SAELENS)
     tensors = weights.read_tensors(folder / SAELENS_WEIGHTS)
-    kind = settings.get("architecture")
-    k = settings.get("k", (settings.get("activation_fn_kwargs") or {}).get("k"))
+    kind, arguments = settings.get("architecture"), settings.get("activation_fn_kwargs")
+    k = settings.get("k", arguments.get("k") if isinstance(arguments, dict) else None)
     if kind != "topk" or k is None:
         raise InvalidWeights(
-            f"{folder} is a SAELens SAE of architecture {kind!r}: only topk is read"
+            f"{folder} is a SAELens SAE of architecture {brief(kind)}: only topk is read"
         )
     for name in ("normalize_activations", "reshape_activations"):
         if settings.get(name, "none") != "none":
             raise InvalidWeights(
-                f"{folder} was trained with {name}={settings[name]!r}: fold it "
+                f"{folder} was trained with {name}={brief(settings[name])}: fold it "
                 "into the weights with SAELens first"
             )
-    floats = {name: values.astype(np.float32) for name, values in tensors.items()}
     try:
-        encoder, decoder = floats["W_enc"].T, floats["W_dec"]
-        bias, centre = floats["b_enc"], floats["b_dec"]
+        shapes = {name: tensors[name].shape for name in ("W_enc", "W_dec", "b_enc", "b_dec")}
     except KeyError as error:
         raise InvalidWeights(f"{folder / SAELENS_WEIGHTS} lacks {error}") from error
+    # Compared before any arithmetic, which would make what fits of them.
+    d, n = tensors["b_dec"].size, tensors["b_enc"].size
+    if shapes != {"W_enc": (d, n), "W_dec": (n, d), "b_enc": (n,), "b_dec": (d,)}:
+        raise InvalidWeights(f"{folder / SAELENS_WEIGHTS} has shapes that do not fit: {shapes}")
+    floats = {name: tensors[name].astype(np.float32) for name in shapes}
+    encoder, decoder = floats["W_enc"].T, floats["W_dec"]
+    bias, centre = floats["b_enc"], floats["b_dec"]
     if not settings.get("apply_b_dec_to_input", True):
         bias = bias + encoder @ centre
     if settings.get("rescale_acts_by_decoder_norm", False):
         norms = np.linalg.norm(decoder, axis=1)
         encoder, bias, decoder = encoder * norms[:, None], bias * norms, decoder / norms[:, None]
-    config = SAEConfig("topk", encoder.shape[1], encoder.shape[0], k=k)
+    config = SAEConfig("topk", d, n, k=k)
     named = {
         "encoder.weight": encoder,
         "encoder.bias": bias,

@@ -17,12 +17,14 @@ from memstore.errors import (
     InvalidQuery,
     InvalidText,
     InvalidTime,
+    brief,
 )
 
 #: About 25 pages. Longer texts say too many things for one trace.
 MAX_TEXT = 100_000
 MAX_NAME = 1_000
 MAX_METADATA = 1_000_000
+TOO_LARGE = f"metadata may have {MAX_METADATA:,} characters of JSON, no NUL: keep files elsewhere"
 #: Python parses JSON by recursion; deeper metadata could be stored and never read again.
 MAX_DEPTH = 100
 #: ``json.dumps`` with options makes an encoder at every call.
@@ -44,7 +46,7 @@ def check_row(row: object) -> NewMemory:
     if not KNOWN.issuperset(row):
         unknown = set(row) - KNOWN
         raise InvalidInput(
-            f"unknown field {min(map(str, unknown))!r}: use {', '.join(FIELDS)}; put "
+            f"unknown field {min(map(brief, unknown))}: use {', '.join(FIELDS)}; put "
             "anything else into metadata"
         )
     return NewMemory(
@@ -77,7 +79,7 @@ def check_name(field: str, value: object) -> str | None:
         return None
     if not isinstance(value, str) or not value.strip() or len(value) > MAX_NAME:
         raise InvalidInput(
-            f"{field} must be text of 1 to {MAX_NAME} characters or None, not {value!r:.60}"
+            f"{field} must be text of 1 to {MAX_NAME} characters or None, not {brief(value)}"
         )
     refuse_unstorable(field, value, InvalidInput)
     return value
@@ -103,32 +105,38 @@ def check_metadata(metadata: object) -> str:
         raise InvalidMetadata(f"metadata must be a dict, not {type(metadata).__name__}")
     if not all(isinstance(name, str) for name in metadata):
         raise InvalidMetadata("metadata names must be text: JSON has no others")
-    if not PLAIN.issuperset(map(type, metadata.values())) and depth(metadata) > MAX_DEPTH:
-        raise InvalidMetadata(f"metadata is nested deeper than {MAX_DEPTH}: flatten it")
+    if not PLAIN.issuperset(map(type, metadata.values())):
+        refuse_sprawling(metadata)
     try:
         packed = ENCODE(dict(metadata))
         packed.encode("utf-8")
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidMetadata(f"metadata must be JSON: {error}") from error
     if len(packed) > MAX_METADATA or "\\u0000" in packed:
-        raise InvalidMetadata(
-            f"metadata may have {MAX_METADATA:,} characters of JSON, no NUL: keep files elsewhere"
-        )
+        raise InvalidMetadata(TOO_LARGE)
     return packed
 
 
-def depth(value: object) -> int:
-    """Return how deep dicts and lists are nested, counted no further than it matters."""
-    level, layer = 0, [value]
-    while layer and level <= MAX_DEPTH:
+def refuse_sprawling(metadata: object) -> None:
+    """Raise ``InvalidMetadata`` for what is nested too deep, or surely too long once written.
+
+    A list or text that stands in many places is small in memory and without end as JSON.
+    """
+    level, size, layer = 0, 0, [metadata]
+    while layer:
+        if level == MAX_DEPTH:
+            raise InvalidMetadata(f"metadata is nested deeper than {MAX_DEPTH}: flatten it")
         inner: list[object] = []
         for item in layer:
             if isinstance(item, Mapping):
                 inner.extend(item.values())
             elif isinstance(item, list | tuple):
                 inner.extend(item)
-        level, layer = level + 1, inner
-    return level
+            elif isinstance(item, str):
+                size += len(item)
+            if size + len(inner) > MAX_METADATA:
+                raise InvalidMetadata(TOO_LARGE)
+        level, size, layer = level + 1, size + len(inner), inner
 
 
 def check_time(value: object) -> int | None:
@@ -139,9 +147,11 @@ def check_time(value: object) -> int | None:
         try:
             value = datetime.fromisoformat(value)
         except ValueError as error:
-            raise InvalidTime(f"{value!r:.60} is not an ISO 8601 time: 2026-05-01T09:30") from error
+            raise InvalidTime(
+                f"{brief(value)} is not an ISO 8601 time: 2026-05-01T09:30"
+            ) from error
     if not isinstance(value, datetime) or value != value:  # pandas' NaT is a datetime, not a time
-        raise InvalidTime(f"a time is a datetime or ISO 8601 text, not {value!r:.60}")
+        raise InvalidTime(f"a time is a datetime or ISO 8601 text, not {brief(value)}")
     moment = to_microseconds(value)
     try:
         from_microseconds(moment)
@@ -164,14 +174,17 @@ def check_half_life(value: str | timedelta | None) -> float | None:
     if isinstance(value, timedelta):
         seconds = value.total_seconds()
     else:
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*", str(value))
+        match = None
+        if isinstance(value, str):
+            match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*", value)
         if match is None or match[2] not in UNITS:
             raise InvalidTime(
-                f"half_life {value!r} cannot be read: a number and one of {', '.join(UNITS)}, '90d'"
+                f"half_life {brief(value)} cannot be read: a number and one of "
+                f"{', '.join(UNITS)}, '90d'"
             )
         seconds = float(match[1]) * UNITS[match[2]]
     if not 0 < seconds < 1e12:
-        raise InvalidTime(f"half_life must be longer than nothing, not {value!r}")
+        raise InvalidTime(f"half_life must be longer than nothing, not {brief(value)}")
     return seconds
 
 
@@ -201,5 +214,5 @@ def pick(row: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
 def check_id(value: object) -> int:
     """Return a memory id. Raises ``InvalidQuery`` for anything that cannot be one."""
     if not isinstance(value, int | np.integer) or isinstance(value, bool) or not 0 <= value < 2**63:
-        raise InvalidQuery(f"{value!r} is not a memory id: ids are whole numbers")
+        raise InvalidQuery(f"{brief(value)} is not a memory id: ids are whole numbers")
     return int(value)

@@ -24,7 +24,7 @@ from memstore.core.expression import MAX_WEIGHT, NeuronQuery, check_number
 from memstore.core.ranking import Ranked, best
 from memstore.core.vectors import unit_vectors
 from memstore.encoder import Encoder
-from memstore.errors import IndexDamaged, InvalidQuery, MemoryNotFound
+from memstore.errors import IndexDamaged, InvalidQuery, MemoryNotFound, brief
 from memstore.hits import Hits
 from memstore.index.postings import NeuronIndex
 from memstore.index.question import Found
@@ -68,7 +68,8 @@ class Searcher:
     def ask(self, view: View, question: Callable[[NeuronIndex], T]) -> T:
         """Return the neuron index's answer at the view's state.
 
-        An index whose files turn out damaged is built anew from the catalog, and asked again.
+        An index whose files turn out damaged, or that names memories which are not there, is built
+        anew from the catalog, and asked again.
         """
         try:
             return question(self.indices.neurons(view.moment))
@@ -105,13 +106,17 @@ class Searcher:
             query = view.resolve(expression)
             selected = view.selected(where)
             began = time.perf_counter()
-            if fading is None:
-                found = self.ask(view, lambda i: i.composite(query, k, selected, min_score))
-                view.note("neurons", found.work, began)
-                return self.composite_hits(view, query, found)
-            everyone = self.ask(view, lambda i: i.candidates(query, selected, min_score))
-            view.note_rows("neurons", "every candidate, to fade", len(everyone), began)
-            return self.composite_hits(view, query, best(view.fade(everyone, fading), k))
+
+            def answer(index: NeuronIndex) -> Hits:
+                if fading is None:
+                    found = index.composite(query, k, selected, min_score)
+                    view.note("neurons", found.work, began)
+                    return self.composite_hits(view, query, found)
+                everyone = index.candidates(query, selected, min_score)
+                view.note_rows("neurons", "every candidate, to fade", len(everyone), began)
+                return self.composite_hits(view, query, best(view.fade(everyone, fading), k))
+
+            return self.ask(view, answer)
 
     def composite_hits(self, view: View, query: NeuronQuery, found: Found | Ranked) -> Hits:
         """Return the hits of a composite, each neuron's share beside it."""
@@ -163,7 +168,7 @@ class Searcher:
         """Return the k memories nearest to a stored one, itself left out."""
         check_k(k)
         if by not in ("dense", "trace"):
-            raise InvalidQuery(f"by={by!r}: similar() goes by 'dense' or 'trace'")
+            raise InvalidQuery(f"by={brief(by)}: similar() goes by 'dense' or 'trace'")
         options.check(by)
         with self.view() as view:
             found, vectors = traces.vectors_by_ids(
@@ -207,13 +212,24 @@ class Searcher:
         hybrid: bool = False,
     ) -> Hits:
         fading = check_half_life(options.half_life)
-        with self.view(dense=hybrid or question.trace is None) as view:
+        dense = hybrid or question.trace is None
+        with self.view(dense=dense) as view:
             steer = None if options.steer is None else view.resolve(options.steer)
             rarity = options.idf is not False and (hybrid or question.trace is not None)
             near = Near(self, view, question, steer, rarity, fading)
-            if hybrid:
-                return near.fused(k, where, options.weights)
-            return near.hits(k, where)
+
+            def answer() -> Hits:
+                return near.fused(k, where, options.weights) if hybrid else near.hits(k, where)
+
+            try:
+                return answer()
+            except IndexDamaged as error:
+                # Whichever was asked may have named memories that are not there.
+                if dense:
+                    self.indices.distrust_vectors()
+                if question.trace is not None or steer is not None:
+                    self.indices.rebuilt(view.moment, error)
+                return answer()
 
     def _words(self, text: str, k: int, where: Where | None, options: Options) -> Hits:
         fading = check_half_life(options.half_life)
@@ -249,26 +265,32 @@ class Options:
     def check(self, by: object) -> None:
         """Raise ``InvalidQuery`` for an unknown kind, or an option that says nothing to it."""
         if by not in get_args(By):
-            raise InvalidQuery(f"by={by!r}: use one of {', '.join(get_args(By))}")
+            raise InvalidQuery(f"by={brief(by)}: use one of {', '.join(get_args(By))}")
         if self.steer is not None and by == "words":
             raise InvalidQuery("steer goes with by='dense', 'trace' or 'hybrid', not 'words'")
         if self.idf and by not in ("trace", "hybrid"):
-            raise InvalidQuery(f"idf weighs neurons: use it with 'trace' or 'hybrid', not {by!r}")
+            raise InvalidQuery(
+                f"idf weighs neurons: use it with 'trace' or 'hybrid', not {brief(by)}"
+            )
         if self.weights is None:
             return
         if by != "hybrid":
-            raise InvalidQuery(f"weights mix the sides of by='hybrid', not of {by!r}")
+            raise InvalidQuery(f"weights mix the sides of by='hybrid', not of {brief(by)}")
         if not isinstance(self.weights, Mapping) or not self.weights:
             raise InvalidQuery("weights is a dict of sides: {'dense': 1, 'words': 0.5}")
         for side, weight in self.weights.items():
             if side not in reasons.SIDES:
                 known = ", ".join(reasons.SIDES)
-                raise InvalidQuery(f"weights for {side!r}: a hybrid search has the sides {known}")
+                raise InvalidQuery(
+                    f"weights for {brief(side)}: a hybrid search has the sides {known}"
+                )
             if not isinstance(weight, int | float) or not 0 <= weight <= MAX_WEIGHT:
-                raise InvalidQuery(f"the weight of {side} is {weight!r}: use 0 to {MAX_WEIGHT:g}")
+                raise InvalidQuery(
+                    f"the weight of {side} is {brief(weight)}: use 0 to {MAX_WEIGHT:g}"
+                )
 
 
 def check_k(k: object) -> None:
     """Raise ``InvalidQuery`` unless ``k`` is a whole number from 1 to a million."""
     if not isinstance(k, int | np.integer) or isinstance(k, bool) or not 1 <= k <= MAX_K:
-        raise InvalidQuery(f"k is {k!r}: ask for 1 to {MAX_K:,} hits")
+        raise InvalidQuery(f"k is {brief(k)}: ask for 1 to {MAX_K:,} hits")

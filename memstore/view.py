@@ -8,29 +8,36 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from sqlalchemy import ColumnElement, Connection
 
 from memstore.catalog import memories, neurons, traces
-from memstore.catalog.filters import compile_filter
+from memstore.catalog.filters import MAX_DEPTH, compile_filter
 from memstore.catalog.memories import HitRow
 from memstore.catalog.neurons import EncoderRecord, StoreState
 from memstore.core.expression import Expression, NeuronQuery, NeuronRef
 from memstore.core.ranking import Ranked, decay, decayed
-from memstore.errors import UnknownNeuron
+from memstore.errors import IndexDamaged, UnknownNeuron, brief
 from memstore.index.question import Work
 from memstore.index.selection import Selection
 from memstore.indices import Moment
 from memstore.rows import now
 from memstore.types import Int64, Step, Trace
 
+T = TypeVar("T")
 Where = Mapping[str, Any]
 Query = Expression | str | int | Mapping[NeuronRef, float]
 
 #: Filters whose memories are remembered, as long as nobody writes.
 REMEMBERED = 8
+#: Larger filters are compiled each time.
+REMEMBERED_ITEMS = 1_000_000
+#: A filter inside ``$and``, ``$or`` or ``$nor`` is two deeper than the one around it.
+NESTED = 2 * MAX_DEPTH + 4
+#: What a filter compares with.
+PLAIN = frozenset({str, int, float, bool, type(None), datetime})
 FilterKey = tuple[int, str]
 
 
@@ -60,13 +67,31 @@ class Filters:
         return found
 
 
-def is_plain(value: object) -> bool:
-    """Return whether a filter is made of Python's own types alone, no classes derived from them."""
-    if type(value) is dict:
-        return all(type(k) is str and is_plain(v) for k, v in value.items())
-    if type(value) in (list, tuple):
-        return all(map(is_plain, value))  # type: ignore[call-overload]  # type() narrows no Any
-    return value is None or type(value) in (str, int, float, bool, datetime)
+def is_plain(where: object) -> bool:
+    """Return whether a filter is made of Python's own types alone, no classes derived from them.
+
+    And can be written out: not where it is nested deeper, or larger, than a filter may be.
+    """
+    layer: list[Any] = [where]
+    items = 0
+    for _ in range(NESTED):
+        inner: list[Any] = []
+        for value in layer:
+            kind = type(value)
+            if kind is dict:
+                if not all(type(name) is str for name in value):
+                    return False
+                inner.extend(value.values())
+            elif kind is list or kind is tuple:
+                inner.extend(value)
+            elif kind not in PLAIN or (kind is int and not -(2**63) <= value < 2**63):
+                return False
+            if items + len(inner) > REMEMBERED_ITEMS:
+                return False
+        if not inner:
+            return True
+        layer, items = inner, items + len(inner)
+    return False
 
 
 @dataclass(frozen=True)
@@ -110,13 +135,13 @@ class View:
             known = neurons.all_labels(self.connection, self.encoder.id)
             near = difflib.get_close_matches(name, known, 3)
             hint = (
-                f"did you mean {', '.join(map(repr, near))}?"
+                f"did you mean {', '.join(map(brief, near))}?"
                 if near
                 else (
                     "give it one: `memstore neuron STORE 15 --label grief`, store.neurons.label()"
                 )
             )
-            raise UnknownNeuron(f"no neuron is called {name!r}: {hint}")
+            raise UnknownNeuron(f"no neuron is called {brief(name)}: {hint}")
         return found
 
     def resolve(self, expression: Query) -> NeuronQuery:
@@ -140,7 +165,7 @@ class View:
         """Return the scores faded by age, counted from ``occurred_at``, else ``created_at``."""
         if half_life is None or not len(found):
             return found
-        times = memories.times(self.connection, found.ids.tolist())
+        times = complete(memories.times(self.connection, found.ids.tolist()), found.ids)
         born = np.array([times[i] for i in found.ids.tolist()], dtype=np.float64)
         factors = decay((now() - born) / 1e6, half_life)
         return Ranked(found.ids, decayed(found.scores, factors))
@@ -155,5 +180,15 @@ class View:
         return dict(zip(found.ids.tolist(), found, strict=True))
 
     def rows(self, ids: Int64) -> dict[int, HitRow]:
-        """Return ``{id: what a hit shows of it}``."""
-        return memories.hit_rows(self.connection, ids.tolist())
+        """Return ``{id: what a hit shows of it}`` of ids that an index names."""
+        return complete(memories.hit_rows(self.connection, ids.tolist()), ids)
+
+
+def complete(rows: dict[int, T], ids: Int64) -> dict[int, T]:
+    """Return the rows of ids that an index names. Raises ``IndexDamaged`` where some have none.
+
+    Index and rows are of one state, so an id without a row, or one that comes twice, is no answer.
+    """
+    if len(rows) != len(ids):
+        raise IndexDamaged("the index names memories that are not in the store")
+    return rows

@@ -22,7 +22,7 @@ from sqlalchemy import ColumnElement, and_, false, func, not_, or_, select, true
 
 from memstore.catalog.memories import to_microseconds
 from memstore.catalog.schema import category, memory
-from memstore.errors import InvalidFilter
+from memstore.errors import InvalidFilter, brief
 
 MAX_DEPTH = 32
 MAX_CONDITIONS = 500
@@ -60,7 +60,7 @@ class Compiler:
             raise InvalidFilter(f"nested deeper than {MAX_DEPTH}: flatten the filter")
         if not isinstance(where, Mapping):
             raise InvalidFilter(
-                f"a filter is a dict such as {{'category': 'Routine'}}, not {where!r:.60}"
+                f"a filter is a dict such as {{'category': 'Routine'}}, not {brief(where)}"
             )
         if depth and not where:
             raise InvalidFilter("an empty filter inside another matches everything: leave it out")
@@ -70,7 +70,7 @@ class Compiler:
             if self.conditions > MAX_CONDITIONS:
                 raise InvalidFilter(f"more than {MAX_CONDITIONS} conditions: use $in for lists")
             if not isinstance(name, str):
-                raise InvalidFilter(f"field names are text, not {name!r}")
+                raise InvalidFilter(f"field names are text, not {brief(name)}")
             if name.startswith("$"):
                 parts.append(self.logic(name, value, depth))
             else:
@@ -82,9 +82,11 @@ class Compiler:
         if name == "$not":
             return not_(self.filter(value, depth + 1))
         if name not in LOGIC:
-            raise InvalidFilter(f"unknown operator {name}: use {', '.join(LOGIC)} or a field name")
+            raise InvalidFilter(
+                f"unknown operator {brief(name)}: use {', '.join(LOGIC)} or a field name"
+            )
         if not isinstance(value, list | tuple) or not value:
-            raise InvalidFilter(f"{name} takes a list of filters, not {value!r:.60}")
+            raise InvalidFilter(f"{name} takes a list of filters, not {brief(value)}")
         parts = [self.filter(part, depth + 1) for part in value]
         if name == "$and":
             return and_(*parts)
@@ -121,7 +123,7 @@ class Field:
             return cls(name, *COLUMNS[name])
         keys = name.removeprefix("metadata.").split(".")
         if any(not key or '"' in key or "\x00" in key for key in keys):
-            raise InvalidFilter(f"{name!r} is not a field: use names joined by dots")
+            raise InvalidFilter(f"{brief(name)} is not a field: use names joined by dots")
         # SQLite compares names as they are written in the JSON text, escapes and all.
         written = [json.dumps(key, ensure_ascii=False) for key in keys]
         path = "$" + "".join(f".{key}" for key in written)
@@ -147,7 +149,7 @@ class Field:
         if isinstance(value, str):
             return value, self.json_type == "text"
         raise InvalidFilter(
-            f"{self.name}: cannot compare with {value!r:.60}: use text, a finite number, true, "
+            f"{self.name}: cannot compare with {brief(value)}: use text, a finite number, true, "
             "false or null"
         )
 
@@ -163,7 +165,7 @@ class Field:
             return sqlite_number(self.name, value) if isinstance(value, int) else value
         wanted = {int: "a whole number", str: "text", datetime: "a datetime or ISO 8601 text"}
         kind = wanted[self.kind or str]
-        raise InvalidFilter(f"{self.name} is compared with {kind}, not {value!r:.60}")
+        raise InvalidFilter(f"{self.name} is compared with {kind}, not {brief(value)}")
 
     def equals(self, value: object) -> Compiled:
         """Return the condition of equality; None matches null and missing alike."""
@@ -180,7 +182,7 @@ class Field:
     def any_of(self, values: object) -> Compiled:
         """Return the condition of ``$in``; a list of any length is one parameter a type."""
         if not isinstance(values, list | tuple | set | frozenset):
-            raise InvalidFilter(f"{self.name}: $in and $nin take a list, not {values!r:.60}")
+            raise InvalidFilter(f"{self.name}: $in and $nin take a list, not {brief(values)}")
         plain = [v for v in values if v is not None and not isinstance(v, bool)]
         parts = [self.equals(v) for v in {v for v in values if v is None or isinstance(v, bool)}]
         operands: list[object] = [self.typed(value)[0] for value in plain]
@@ -195,7 +197,7 @@ class Field:
     def contains(self, value: object) -> Compiled:
         """Return the condition that text holds ``value`` somewhere, case mattering."""
         if not isinstance(value, str) or not value:
-            raise InvalidFilter(f"{self.name}: $contains takes text, not {value!r:.60}")
+            raise InvalidFilter(f"{self.name}: $contains takes text, not {brief(value)}")
         operand, types_agree = self.typed(value)
         return definitely(and_(types_agree, func.instr(self.value, operand) > 0))
 
@@ -217,8 +219,8 @@ def apply(field: Field, name: object, operand: object) -> Compiled:
     if name == "$exists" and isinstance(operand, bool):
         return field.exists() if operand else not_(field.exists())
     if name == "$exists":
-        raise InvalidFilter(f"{field.name}: $exists takes true or false, not {operand!r:.60}")
-    raise InvalidFilter(f"{field.name}: unknown operator {name!r}: use {', '.join(OPERATORS)}")
+        raise InvalidFilter(f"{field.name}: $exists takes true or false, not {brief(operand)}")
+    raise InvalidFilter(f"{field.name}: unknown operator {brief(name)}: use {', '.join(OPERATORS)}")
 
 
 def definitely(condition: Compiled) -> Compiled:
@@ -229,7 +231,7 @@ def definitely(condition: Compiled) -> Compiled:
 def sqlite_number(name: str, value: float) -> float:
     """Return a number SQLite can hold."""
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise InvalidFilter(f"{name}: {value} is beyond 64 bits: use a float")
+        raise InvalidFilter(f"{name}: {brief(value)} is beyond 64 bits: use a float")
     return value
 
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from memstore.errors import InvalidExpression, UnknownNeuron
+from memstore.errors import InvalidExpression, UnknownNeuron, brief
 from memstore.types import Trace
 
 NeuronRef = int | str
@@ -115,11 +116,12 @@ class Expression:
     def resolve(self, number: Callable[[str], int], width: int) -> NeuronQuery:
         """Return the query over neuron numbers, ``number`` giving that of a name.
 
-        Raises ``UnknownNeuron`` for a number outside 0..width-1.
+        It is asked once a name. Raises ``UnknownNeuron`` for a number outside 0..width-1.
         """
+        number_of = cache(number)
 
         def known(ref: NeuronRef) -> int:
-            neuron = number(ref) if isinstance(ref, str) else int(ref)
+            neuron = number_of(ref) if isinstance(ref, str) else int(ref)
             if not 0 <= neuron < width:
                 raise UnknownNeuron(
                     f"neuron {neuron} does not exist: this store's encoder has neurons 0 to "
@@ -160,6 +162,7 @@ class Expression:
     __rmul__ = __mul__
 
     def __truediv__(self, divisor: float) -> Expression:
+        check_number(divisor, "a divisor")
         if divisor == 0:
             raise InvalidExpression("division by zero: use a factor instead")
         return self * (1.0 / divisor)
@@ -219,9 +222,13 @@ def spell(ref: NeuronRef) -> str:
 
 
 def check_ref(ref: object) -> None:
-    """Raise ``InvalidExpression`` unless ``ref`` is a neuron number or a name."""
-    if isinstance(ref, bool) or not isinstance(ref, int | np.integer | str) or ref == "":
-        raise InvalidExpression(f"{ref!r} is not a neuron: use its number or its name")
+    """Raise ``InvalidExpression`` unless ``ref`` is a number that a neuron may have, or a name."""
+    if isinstance(ref, int | np.integer) and not isinstance(ref, bool):
+        sound = -(2**63) <= ref < 2**63
+    else:
+        sound = isinstance(ref, str) and ref != ""
+    if not sound:
+        raise InvalidExpression(f"{brief(ref)} is not a neuron: use its number or its name")
 
 
 def check_number(value: object, what: str) -> None:
@@ -230,7 +237,7 @@ def check_number(value: object, what: str) -> None:
     # Compared before anything else: a huge whole number has no float. NaN compares false.
     if not is_number or not -MAX_WEIGHT <= value <= MAX_WEIGHT:  # type: ignore[operator]  # narrowed by is_number
         raise InvalidExpression(
-            f"{what} is {value!r}: use a number between -{MAX_WEIGHT:g} and {MAX_WEIGHT:g}"
+            f"{what} is {brief(value)}: use a number between -{MAX_WEIGHT:g} and {MAX_WEIGHT:g}"
         )
 
 

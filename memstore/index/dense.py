@@ -11,7 +11,7 @@ the recall).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memstore.core.ranking import NOTHING, Ranked, best
+from memstore.errors import IndexDamaged
+from memstore.index.files import IndexFile
 from memstore.index.lists import (
     CODEBOOK,
     POINTS,
@@ -110,18 +112,30 @@ class DenseIndex:
         return cls(dimension, train(sample, count), total)
 
     @classmethod
-    def from_arrays(
-        cls, dimension: int, change: int, arrays: Mapping[str, NDArray[Any]], trained_for: int
+    def from_file(
+        cls, dimension: int, change: int, file: IndexFile, trained_for: int
     ) -> DenseIndex:
-        """Return the index of arrays that ``to_arrays`` once gave."""
+        """Return the index of a file with what ``to_arrays`` once gave. Raises ``IndexDamaged``."""
         index = cls(dimension)
+        index.ids = file.array("ids", "<u4 <i8", None).astype(np.int64)
+        count = len(index.ids)
+        alive = np.unpackbits(
+            file.array("alive", "|u1", -(-count // 8)), count=count, bitorder="little"
+        )
         if trained_for:
-            index.lists = Lists(index.faiss.deserialize_index(np.array(arrays["lists"])))
+            packed = np.array(file.array("lists", "|u1", None))
+            try:
+                index.lists = Lists(index.faiss.deserialize_index(packed))
+            except (ValueError, RuntimeError, AttributeError) as error:  # FAISS', and of Lists
+                raise IndexDamaged(f"{file.name} holds no lists: {error}") from error
             index.vectors, index.trained_for = index.lists.index, trained_for
-        elif len(arrays["vectors"]):
-            index.vectors.add(arrays["vectors"].astype(np.float32))
-        index.ids = arrays["ids"].astype(np.int64)
-        alive = np.unpackbits(arrays["alive"], count=len(index.ids), bitorder="little")
+        elif count:
+            vectors = file.array("vectors", "<f2", count, dimension).astype(np.float32)
+            if not np.isfinite(vectors).all():
+                raise IndexDamaged(f"{file.name} holds what no vector is")
+            index.vectors.add(vectors)
+        if (index.vectors.ntotal, index.vectors.d) != (count, dimension):
+            raise IndexDamaged(f"{file.name} has another number of vectors than of ids")
         index.alive, index.change = alive.astype(bool), change
         index.living = int(np.count_nonzero(index.alive))
         return index

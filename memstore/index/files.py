@@ -12,6 +12,7 @@ A file is written aside, fsynced and renamed: it is there whole or not at all, a
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import os
 import struct
@@ -19,27 +20,54 @@ import zlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from memstore.errors import IndexDamaged
+from memstore.errors import IndexDamaged, brief
 
 MAGIC = b"MEMSTIDX"
 FORMAT = 4
 ALIGNMENT = 64
 
+#: Of all arrays there are. Numpy knows more, objects among them, and parses their names.
+TYPES = frozenset({"|u1", "<u2", "<u4", "<u8", "<i8", "<f2", "<f4"})
+
+T = TypeVar("T")
 Arrays = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
 class IndexFile:
-    """A mapped file: its kind, its fields, its arrays (read-only)."""
+    """A mapped file: its name, its kind, its fields, its arrays (read-only)."""
 
+    name: str
     kind: str
     fields: Mapping[str, Any]
     arrays: Arrays
+
+    def field(self, name: str, kind: type[T]) -> T:
+        """Return a field. Raises ``IndexDamaged`` unless it is there and of this very type."""
+        found = self.fields.get(name)
+        if type(found) is not kind:
+            raise IndexDamaged(f"{self.name}: {name} is {brief(found)}, no {kind.__name__}")
+        return found
+
+    def array(self, name: str, types: str, *shape: int | None) -> NDArray[Any]:
+        """Return an array. Raises ``IndexDamaged`` unless it is there and what C takes it for.
+
+        ``types`` are those allowed, with blanks between them; None in ``shape`` is any length.
+        """
+        found = self.arrays.get(name)
+        if (
+            found is None
+            or found.dtype.str not in types.split()
+            or found.ndim != len(shape)
+            or any(n is not None and n != m for n, m in zip(shape, found.shape, strict=True))
+        ):
+            raise IndexDamaged(f"{self.name} has no array {name} of type {types}, shape {shape}")
+        return found
 
 
 def aligned(offset: int) -> int:
@@ -122,21 +150,20 @@ def read(path: Path, kind: str) -> IndexFile:
         if size < len(MAGIC) + 8:
             raise IndexDamaged(f"{path.name} is torn")
         view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    header, start = read_header(path.name, view)
     try:
-        if header["format"] != FORMAT or header["kind"] != kind:
-            raise IndexDamaged(f"{path.name} is a {header['kind']} of format {header['format']}")
-        if header["name"] != path.name:
-            raise IndexDamaged(f"{path.name} is {header['name']} under another's name")
+        header, start = read_header(path.name, view)
+        told = {name: header[name] for name in ("format", "kind", "name")}
+        if told != {"format": FORMAT, "kind": kind, "name": path.name}:
+            raise IndexDamaged(f"{path.name} is no {kind} of format {FORMAT} but {brief(told)}")
         if start + header["size"] != size:
             raise IndexDamaged(f"{path.name} is torn")
         arrays = {e["name"]: array_of(path.name, view[start:], e) for e in header["arrays"]}
-        return IndexFile(kind, header["fields"], arrays)
-    except (KeyError, TypeError, ValueError) as error:
-        raise IndexDamaged(f"{path.name} has an impossible header: {error}") from error
+        return IndexFile(path.name, kind, dict(header["fields"]), arrays)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise IndexDamaged(f"{path.name} has an impossible header: {brief(error)}") from error
 
 
-def read_header(name: str, view: memoryview) -> tuple[dict[str, Any], int]:
+def read_header(name: str, view: memoryview) -> tuple[Any, int]:
     """Return (header, where the body begins). Raises ``IndexDamaged``."""
     begin = len(MAGIC) + 8
     length, crc = struct.unpack("<II", view[len(MAGIC) : begin])
@@ -148,12 +175,15 @@ def read_header(name: str, view: memoryview) -> tuple[dict[str, Any], int]:
 
 def array_of(name: str, body: memoryview, entry: Mapping[str, Any]) -> NDArray[Any]:
     """Return one array of a body. Raises ``IndexDamaged`` where it does not fit or match."""
-    dtype, shape = np.dtype(entry["dtype"]), tuple(entry["shape"])
-    count = int(np.prod(shape, dtype=np.int64))
-    offset, nbytes = entry["offset"], count * dtype.itemsize
-    if dtype.hasobject or min(shape, default=0) < 0 or not 0 <= offset <= len(body) - nbytes:
-        raise IndexDamaged(f"array {entry['name']} does not fit {name}")
+    shape, offset = tuple(entry["shape"]), entry["offset"]
+    whole = all(type(n) is int and n >= 0 for n in (*shape, offset))
+    if not whole or len(shape) > 2 or offset % ALIGNMENT or entry["dtype"] not in TYPES:
+        raise IndexDamaged(f"{name} has an array as no index has: {brief(entry)}")
+    dtype = np.dtype(entry["dtype"])
+    nbytes = math.prod(shape) * dtype.itemsize
+    if offset + nbytes > len(body):
+        raise IndexDamaged(f"array {brief(entry['name'])} does not fit {name}")
     data = body[offset : offset + nbytes]
     if entry["crc32"] is not None and zlib.crc32(data) != entry["crc32"]:
-        raise IndexDamaged(f"array {entry['name']} of {name} does not match its checksum")
+        raise IndexDamaged(f"array {brief(entry['name'])} of {name} does not match its checksum")
     return np.frombuffer(data, dtype=dtype).reshape(shape)

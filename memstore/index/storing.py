@@ -8,6 +8,8 @@ that no manifest in force names are swept away by the next save.
 
 from __future__ import annotations
 
+import math
+import re
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -18,13 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memstore import durable
+from memstore.core.traces import neuron_dtype
 from memstore.errors import IndexDamaged
 from memstore.index import files, scan
 from memstore.index.blocks import BLOCK_ROWS, CHUNK_ROWS, Block, Runs, Sums
 from memstore.index.postings import NeuronIndex
 from memstore.index.summary import HEADS, LEVELS, Summary
 
-BLOCK, SUMMARY, MANIFEST = "traces", "neurons", "manifest"
+BLOCK, SUMMARY, VECTORS, MANIFEST = "traces", "neurons", "vectors", "manifest"
 #: The offsets of ids without gaps, which no file repeats.
 COUNTING = np.arange(BLOCK_ROWS, dtype=np.uint32)
 #: Read piece by piece, each piece with a checksum of its own; the rest is checked when mapped.
@@ -91,57 +94,55 @@ def save_block(folder: Path, block: Block) -> Block:
 def load_block(folder: Path, name: str) -> Block:
     """Return a mapped block. Raises ``IndexDamaged`` or ``FileNotFoundError``."""
     file = files.read(folder / name, BLOCK)
-    fields, arrays = file.fields, file.arrays
-    rows, postings = fields["rows"], len(arrays["neurons"])
-    offsets = arrays.get("offsets", COUNTING[:rows])
-    sound = (
-        0 <= rows == len(offsets) <= BLOCK_ROWS
-        and len(arrays["starts"]) == rows + 1
-        and len(arrays["activations"]) == postings
-        and len(arrays["norms"]) == rows
-        and len(arrays["row_sums"]) == -(-rows // CHUNK_ROWS)
-        and ("offsets" not in arrays or bool(np.all(offsets[1:] > offsets[:-1])))
-    )
-    runs = load_runs(fields["width"], arrays) if "run_starts" in arrays else None
-    if not sound or (runs is not None and len(runs.rows) != postings):
+    width, rows, first = (file.field(field, int) for field in ("width", "rows", "first_id"))
+    norms = [file.field(field, float) for field in ("norm_scale", "smallest_norm", "mean_norm")]
+    if not (width > 0 and 0 < rows <= BLOCK_ROWS and first >= 0 and all(map(math.isfinite, norms))):
         raise IndexDamaged(f"{name} does not hold what a block holds")
-    run_sums = arrays.get("run_sums", np.empty(0, dtype=np.uint64))
+    offsets: NDArray[Any] = COUNTING[:rows]
+    if "offsets" in file.arrays:
+        offsets = file.array("offsets", "<u4 <i8", rows)
+    if offsets[0] != 0 or first + int(offsets[-1]) >= 2**63 or np.any(offsets[1:] <= offsets[:-1]):
+        raise IndexDamaged(f"the ids of {name} do not ascend")
+    neurons = file.array("neurons", neuron_dtype(width).str, None)
+    starts = file.array("starts", "<u4", rows + 1)
+    if starts[0] != 0 or starts[-1] != len(neurons):
+        raise IndexDamaged(f"the rows of {name} do not fit together")
+    row_sums = file.array("row_sums", "<u8", -(-rows // CHUNK_ROWS))
+    has_runs = "run_starts" in file.arrays
+    run_sums = file.array("run_sums", "<u8", width) if has_runs else np.empty(0, dtype=np.uint64)
     return Block(
-        width=fields["width"],
-        first_id=fields["first_id"],
+        width=width,
+        first_id=first,
         offsets=offsets,
-        starts=arrays["starts"],
-        neurons=arrays["neurons"],
-        activations=arrays["activations"],
-        norm_codes=arrays["norms"],
-        norm_scale=fields["norm_scale"],
-        smallest_norm=fields["smallest_norm"],
-        mean_norm=fields["mean_norm"],
-        runs=runs,
+        starts=starts,
+        neurons=neurons,
+        activations=file.array("activations", "<f2", len(neurons)),
+        norm_codes=file.array("norms", "|u1", rows),
+        norm_scale=norms[0],
+        smallest_norm=norms[1],
+        mean_norm=norms[2],
+        runs=load_runs(file, width, len(neurons)) if has_runs else None,
         sums=Sums(
             run_sums,
-            arrays["row_sums"],
+            row_sums,
             np.zeros(len(run_sums), dtype=np.uint8),
-            np.zeros(len(arrays["row_sums"]), dtype=np.uint8),
+            np.zeros(len(row_sums), dtype=np.uint8),
         ),
         name=name,
     )
 
 
-def load_runs(width: int, arrays: Mapping[str, NDArray[Any]]) -> Runs:
-    """Return the runs among a block's arrays."""
-    runs = Runs(arrays["run_starts"], arrays["run_rows"], arrays["run_codes"], arrays["maxima"])
-    edges = runs.starts
-    sound = (
-        len(edges) == width + 1
-        and edges[0] == 0
-        and edges[-1] == len(runs.rows) == len(runs.codes)
-        and bool(np.all(edges[1:] >= edges[:-1]))
-        and len(runs.maxima) == len(arrays["run_sums"]) == width
+def load_runs(file: files.IndexFile, width: int, postings: int) -> Runs:
+    """Return the runs of a block."""
+    edges = file.array("run_starts", "<u4", width + 1)
+    if edges[0] != 0 or edges[-1] != postings or np.any(edges[1:] < edges[:-1]):
+        raise IndexDamaged(f"the runs of {file.name} do not fit together")
+    return Runs(
+        edges,
+        file.array("run_rows", "<u2", postings),
+        file.array("run_codes", "|u1", postings),
+        file.array("maxima", "<f2", width),
     )
-    if not sound:
-        raise IndexDamaged("the runs of a block do not fit together")
-    return runs
 
 
 def save_summary(folder: Path, summary: Summary) -> str:
@@ -154,17 +155,14 @@ def save_summary(folder: Path, summary: Summary) -> str:
 
 def load_summary(folder: Path, name: str, width: int) -> Summary:
     """Return a mapped summary. Raises ``IndexDamaged`` or ``FileNotFoundError``."""
-    arrays = files.read(folder / name, SUMMARY).arrays
-    summary = Summary(**{field: arrays[field] for field in Summary.__dataclass_fields__})
-    shapes = (
-        summary.places.shape == summary.bounds.shape == (width, HEADS)
-        and summary.counts.shape == (width,)
-        and summary.histogram.shape == (width, LEVELS)
-        and summary.maxima.shape[:1] == (width,)
+    file = files.read(folder / name, SUMMARY)
+    return Summary(
+        places=file.array("places", "<u4", width, HEADS),
+        bounds=file.array("bounds", "<f4", width, HEADS),
+        counts=file.array("counts", "<u4", width),
+        maxima=file.array("maxima", "<f2", width, None),
+        histogram=file.array("histogram", "<u4", width, LEVELS),
     )
-    if not shapes:
-        raise IndexDamaged(f"{name} does not hold what a summary holds")
-    return summary
 
 
 def save_blocks(folder: Path, index: NeuronIndex) -> NeuronIndex:
@@ -206,31 +204,53 @@ def save_manifest(
 def read_manifest(folder: Path, stamp: Stamp) -> files.IndexFile:
     """Return the manifest in force. Raises ``IndexDamaged`` or ``FileNotFoundError``."""
     manifest = files.read(manifest_path(folder, stamp.token), MANIFEST)
-    if manifest.fields["fingerprint"] != stamp.fingerprint:
+    if manifest.field("fingerprint", str) != stamp.fingerprint:
         raise IndexDamaged("the index was made by another encoder")
-    if not 0 <= manifest.fields["change"] <= stamp.change:
+    if not 0 <= manifest.field("change", int) <= stamp.change:
         raise IndexDamaged("the index is from a future of this store")
+    manifest.field("width", int)
+    blocks, summary = manifest.field("blocks", list), manifest.fields.get("summary")
+    vectors = manifest.fields.get("vectors")
+    sound = (
+        all(is_name(name, BLOCK) for name in blocks)
+        and (summary is None or is_name(summary, SUMMARY))
+        and (vectors is None or are_vectors(vectors, stamp.change))
+    )
+    if not sound:
+        raise IndexDamaged(f"{manifest.name} names what no index file is called")
     return manifest
+
+
+def is_name(name: object, kind: str) -> bool:
+    """Return whether a file of this kind may have this name."""
+    return isinstance(name, str) and re.fullmatch(rf"{kind}-[0-9a-f]{{32}}\.idx", name) is not None
+
+
+def are_vectors(told: object, change: int) -> bool:
+    """Return whether this is what a manifest tells of vectors from no later than a change."""
+    if not isinstance(told, dict) or not is_name(told.get("name"), VECTORS):
+        return False
+    shown, trained_for = told.get("change"), told.get("trained_for")
+    return type(shown) is type(trained_for) is int and 0 <= shown <= change and trained_for >= 0
 
 
 def load_neurons(folder: Path, manifest: files.IndexFile) -> NeuronIndex:
     """Return the mapped index of a manifest. Raises ``IndexDamaged`` or ``FileNotFoundError``."""
-    fields = manifest.fields
-    blocks = []
-    for number, name in enumerate(fields["blocks"]):
-        block = load_block(folder, Path(name).name)
-        alive = manifest.arrays.get(f"alive-{number}")
-        if block.width != fields["width"] or (
-            alive is not None and alive.shape != (-(-len(block) // 8),)
-        ):
+    width, blocks = manifest.fields["width"], []
+    for number, name in enumerate(manifest.fields["blocks"]):
+        block = load_block(folder, name)
+        if block.width != width:
             raise IndexDamaged(f"{name} does not belong to this manifest")
-        blocks.append(replace(block, alive=alive))
+        if f"alive-{number}" in manifest.arrays:
+            alive = manifest.array(f"alive-{number}", "|u1", -(-len(block) // 8))
+            block = replace(block, alive=alive)
+        blocks.append(block)
     summary = None
-    if fields["summary"] is not None:
-        summary = load_summary(folder, Path(fields["summary"]).name, fields["width"])
+    if manifest.fields.get("summary") is not None:
+        summary = load_summary(folder, manifest.fields["summary"], width)
         if summary.blocks > len(blocks) or any(b.runs is None for b in blocks[: summary.blocks]):
             raise IndexDamaged("the summary covers more blocks than there are")
-    return NeuronIndex(fields["width"], fields["change"], tuple(blocks), summary)
+    return NeuronIndex(width, manifest.fields["change"], tuple(blocks), summary)
 
 
 def sweep(folder: Path, token: str | None) -> None:

@@ -56,7 +56,7 @@ class Summary:
         return int(self.maxima.shape[1])
 
     def extended(self, blocks: Sequence[Block]) -> Summary:
-        """Return the summary with these blocks after those it covers."""
+        """Return the summary with these blocks after those it covers. Raises ``IndexDamaged``."""
         places, bounds, counts = self.places, self.bounds, self.counts.copy()
         histogram = self.histogram.reshape(-1).copy()
         for number, block in enumerate(blocks, self.blocks):
@@ -116,6 +116,7 @@ def better(
 
 def levels(block: Block) -> NDArray[np.uint32]:
     """Return how many activations of each neuron fall into each level, flat."""
-    level = block.activations.view(np.uint16) >> 8
-    cells = block.neurons.astype(np.int64) * LEVELS + level
+    traces = block.read(np.arange(len(block)))
+    level = traces.activations.view(np.uint16) >> 8
+    cells = traces.neurons.astype(np.int64) * LEVELS + level
     return np.bincount(cells, minlength=block.width * LEVELS).astype(np.uint32)

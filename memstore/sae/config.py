@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-from memstore.errors import InvalidWeights
+from memstore.errors import InvalidWeights, brief
 
 Architecture = Literal[
     "topk",
@@ -44,7 +44,7 @@ class SAEConfig:
     def __post_init__(self) -> None:
         if self.architecture not in get_args(Architecture):
             raise InvalidWeights(
-                f"unknown SAE architecture {self.architecture!r}: this memstore knows "
+                f"unknown SAE architecture {brief(self.architecture)}: this memstore knows "
                 f"{', '.join(get_args(Architecture))}; update the package for newer ones"
             )
         for name in ("dimension", "neurons"):
@@ -75,7 +75,7 @@ class SAEConfig:
             require_size("a prefix", size)
         if not prefixes or list(prefixes) != sorted(set(prefixes)) or prefixes[-1] != self.neurons:
             raise InvalidWeights(
-                f"prefixes {prefixes} must ascend and end with all {self.neurons} neurons"
+                f"prefixes {brief(prefixes)} must ascend and end with all {self.neurons} neurons"
             )
         object.__setattr__(self, "prefixes", prefixes)
 
@@ -114,15 +114,17 @@ class SAEConfig:
             raise InvalidWeights("config.json lacks architecture, dimension or neurons")
         if unknown := set(fields) - known:
             raise InvalidWeights(
-                f"config.json has unknown fields {sorted(unknown)}: update the package"
+                f"config.json has unknown fields {brief(sorted(unknown))}: update the package"
             )
         prefixes = fields.get("prefixes")
         if prefixes is not None and not isinstance(prefixes, list):
-            raise InvalidWeights(f"prefixes of an SAE are a list of numbers, not {prefixes!r:.60}")
+            raise InvalidWeights(f"prefixes of an SAE are a list of numbers, not {brief(prefixes)}")
         return cls(**{**fields, "prefixes": None if prefixes is None else tuple(prefixes)})
 
 
 def require_size(name: str, value: object) -> None:
     """Raise ``InvalidWeights`` unless ``value`` is a positive whole number of sane size."""
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= 1 << 24:
-        raise InvalidWeights(f"{name} of an SAE is {value!r}: it must be a whole number above 0")
+        raise InvalidWeights(
+            f"{name} of an SAE is {brief(value)}: it must be a whole number above 0"
+        )

@@ -43,7 +43,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
         raise InvalidWeights(f"{path} is missing: copy the whole weights folder") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InvalidWeights(f"{path} cannot be read: {error}") from error
 
 
