@@ -14,10 +14,15 @@ from typing import Any
 from memstore import __version__, durable
 from memstore.catalog import memories, migrate, neurons
 from memstore.catalog.engine import Database
-from memstore.catalog.files import inspect_file, require_new
+from memstore.catalog.files import HELD, inspect_file, require_new, usable
 from memstore.errors import StoreDamaged, StoreError, StoreNotFound
 
-FORMAT = 1
+HEADING, FORMAT = "memstore_backup", 1
+#: What every manifest says.
+FIELDS = {
+    HEADING, "memstore", "made_at", "store_id", "change", "schema", "memories", "labels", "encoder",
+    "fingerprint", "bytes", "sha256",
+}  # fmt: skip
 #: Bytes hashed at a time, and the most that a manifest has.
 PIECE, MOST = 1 << 20, 1 << 20
 BUSY_TIMEOUT = 5.0
@@ -36,18 +41,31 @@ def make(database: Database, target: Path) -> Facts:
     Writers go on meanwhile; the copy shows one moment. Both files appear whole or not at all.
     """
     require_new(target, "the backup")
+    require_own(manifest_path(target))
     with durable.appearing(target) as part:
         migrate.copy_into(database, part)
         found = {
-            "memstore_backup": FORMAT,
+            HEADING: FORMAT,
             "memstore": __version__,
             "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
             **contents(part),
             **seal(part),
         }
-        with durable.appearing(manifest_path(target)) as manifest:
+        # What a backup that was killed between the two left of this is written over.
+        with durable.appearing(manifest_path(target), over=True) as manifest:
             manifest.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", "utf-8")
     return found
+
+
+def require_own(manifest: Path) -> None:
+    """Raise ``StoreError`` where something else is in the place of a manifest."""
+    with usable(manifest):
+        found = manifest.exists() or manifest.is_symlink()
+    if found:
+        try:
+            read_manifest(manifest)
+        except StoreDamaged as error:
+            raise StoreError(f"{manifest} exists and is no manifest: move it away first") from error
 
 
 def contents(file: Path) -> Facts:
@@ -72,16 +90,16 @@ def contents(file: Path) -> Facts:
 def seal(file: Path) -> Facts:
     """Return size and SHA-256 of a file that no store has open."""
     digest, size = hashlib.sha256(), 0
-    with durable.medium(file), file.open("rb") as source:
+    HELD.refuse(file)
+    with durable.medium(file, "read"), file.open("rb") as source:
         while piece := source.read(PIECE):
             digest.update(piece)
             size += len(piece)
     return {"bytes": size, "sha256": digest.hexdigest()}
 
 
-def read_manifest(backup: Path) -> Facts:
-    """Return what the manifest of a backup says. Raises ``StoreDamaged`` where it says nothing."""
-    path = manifest_path(backup)
+def read_manifest(path: Path) -> Facts:
+    """Return what a manifest says. Raises ``StoreDamaged`` where it says nothing."""
     try:
         with path.open("rb") as source:
             found = json.loads(source.read(MOST))
@@ -91,7 +109,7 @@ def read_manifest(backup: Path) -> Facts:
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise StoreDamaged(f"the manifest {path.name} cannot be read ({error})") from error
-    if not isinstance(found, dict) or found.get("memstore_backup") != FORMAT:
+    if not isinstance(found, dict) or not found.keys() >= FIELDS or found[HEADING] != FORMAT:
         raise StoreDamaged(f"{path.name} is no manifest that this version reads")
     return found
 
@@ -103,12 +121,14 @@ def verify(backup: Path) -> list[str]:
     vector and trace and at the counts. Restores nothing and changes nothing. Raises
     ``StoreNotFound``.
     """
-    if not backup.is_file():
+    with usable(backup):
+        found_file = backup.is_file()
+    if not found_file:
         raise StoreNotFound(f"no backup at {backup}: check the path")
     problems = []
     said: Facts = {}
     try:
-        said = read_manifest(backup)
+        said = read_manifest(manifest_path(backup))
     except StoreDamaged as error:
         problems.append(str(error))
     found = seal(backup)
@@ -158,7 +178,8 @@ def restore(backup: Path, target: Path) -> Facts:
         )
     database = Database(backup, "r", BUSY_TIMEOUT)
     try:
-        migrate.copy_store(database, target)
+        with durable.appearing(target) as part:
+            migrate.copy_into(database, part, "WAL")
     finally:
         database.close()
     return contents(target)

@@ -12,25 +12,31 @@ from memstore import layout
 from memstore.catalog import categories, memories, migrate, neurons, traces, words
 from memstore.catalog.engine import Database
 from memstore.core.traces import concatenate, empty
-from memstore.errors import IndexDamaged, StoreDamaged, StoreLocked
+from memstore.errors import RESCUE, IndexDamaged, StoreDamaged, StoreLocked
 from memstore.indices import Indices, Moment, Vectors
 
 
 def problems(database: Database, indices: Indices) -> list[str]:
     """Return everything that is wrong with a store, a sentence each; empty is well.
 
-    Looks at SQLite's own integrity, foreign keys, memories without vector or trace, the word lists,
-    and whether the neuron index holds exactly the traces of the catalog.
+    Looks at SQLite's own integrity, foreign keys, memories without vector or trace, texts and their
+    checksums, metadata, the word lists, and whether the neuron index holds exactly the traces of
+    the catalog.
     """
     with database.read() as connection:
         found = neurons.integrity(connection)
         if found:
             # What lies on broken pages would end every look at it in an error of its own.
-            return [*found, f"restore a backup, or `memstore recover {database.name} FILE`"]
+            return [*found, RESCUE]
         if broken := neurons.broken(connection):
             found.append(
                 f"{len(broken)} memories have a missing or broken vector or trace, the first is "
                 f"{broken[0]}: run `memstore check --repair`"
+            )
+        if untrue := sorted(set(memories.untrue(connection))):
+            found.append(
+                f"{len(untrue)} memories have a text that differs from its checksum, or metadata "
+                f"that is no JSON, the first is {untrue[0]}: {RESCUE}"
             )
     if database.mode == "rw":
         found += word_problems(database)

@@ -8,12 +8,14 @@ store of the same encoder it is the same store, and no text is embedded for it.
 from __future__ import annotations
 
 import gzip
+import io
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, BinaryIO, cast
 
 from sqlalchemy import ColumnElement, Connection
 
@@ -22,11 +24,14 @@ from memstore.catalog import memories, neurons, traces
 from memstore.catalog.engine import Database
 from memstore.catalog.files import require_new
 from memstore.catalog.neurons import EncoderRecord
-from memstore.files import PARQUET, load_arrow
+from memstore.errors import InvalidFile, StoreDamaged
+from memstore.files import format_of, load_arrow
 
 #: The first line of an encoded export says so; in Parquet it is the schema's metadata.
 HEADING = "memstore_export"
 FORMAT = 1
+#: Higher levels take three times as long for a hundredth of the size.
+GZIP_LEVEL = 6
 TIMES = ("occurred_at", "created_at", "updated_at")
 #: Memories read, and rows written, at a time.
 PAGE = 2_048
@@ -42,14 +47,19 @@ def export(
     Returns how many. Raises ``StoreError`` where something is at ``target`` already.
     """
     require_new(target, "the export")
-    write = write_parquet if target.suffix == PARQUET else write_lines
+    kind = format_of(target.name, None)
+    if kind not in ("jsonl", "parquet") or target.name.lower().endswith(".parquet.gz"):
+        raise InvalidFile(f"{target}: name it .jsonl, .jsonl.gz or .parquet")
+    write = write_parquet if kind == "parquet" else write_lines
     with durable.appearing(target) as part, database.read() as connection:
         record = neurons.require_encoder(connection)
-        heading = heading_of(connection, record) if encoded else None
+        heading = heading_of(connection, record, condition) if encoded else None
         return write(part, target.name, heading, rows(connection, record, condition, encoded))
 
 
-def heading_of(connection: Connection, record: EncoderRecord) -> Row:
+def heading_of(
+    connection: Connection, record: EncoderRecord, condition: ColumnElement[bool] | None
+) -> Row:
     """Return what an encoded export says once, before its memories."""
     return {
         HEADING: FORMAT,
@@ -59,6 +69,7 @@ def heading_of(connection: Connection, record: EncoderRecord) -> Row:
             "dimension": record.dimension,
             "neurons": record.neurons,
         },
+        "memories": memories.count(connection, condition),
         "last_id": memories.last_id(connection),
         "labels": [
             {"neuron": number, "label": name, "grade": grade}
@@ -86,8 +97,10 @@ def rows(
 def add_codes(connection: Connection, record: EncoderRecord, found: list[Row]) -> None:
     """Add vector and trace to the rows of some memories, exactly as they are stored."""
     ids = [row["id"] for row in found]
-    _, vectors = traces.vectors_by_ids(connection, record.id, ids, record.dimension)
+    coded, vectors = traces.vectors_by_ids(connection, record.id, ids, record.dimension)
     kept = traces.by_ids(connection, record.id, ids, record.neurons)
+    if coded != ids or kept.ids.tolist() != ids:
+        raise StoreDamaged("memories have no vector or trace: run `memstore check --repair` first")
     for row, vector, trace in zip(found, vectors, kept, strict=True):
         row["vector"] = vector.tolist()
         row["neurons"] = trace.neurons.tolist()
@@ -98,16 +111,27 @@ def add_codes(connection: Connection, record: EncoderRecord, found: list[Row]) -
 
 
 def write_lines(part: Path, name: str, heading: Row | None, found: Iterable[Row]) -> int:
-    """Write JSON Lines, compressed where the name ends in ``.gz``."""
-    opened = gzip.open if name.endswith(".gz") else open
+    """Write JSON Lines, compressed where the name ends in ``.gz``; equal rows, equal bytes."""
     count = 0
-    with cast(TextIO, opened(part, "wt", encoding="utf-8")) as file:
+    with part.open("wb") as raw, packed(raw, name) as binary, text_of(binary) as file:
         if heading is not None:
             file.write(json.dumps(heading, ensure_ascii=False) + "\n")
         for row in found:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
             count += 1
     return count
+
+
+def packed(raw: BinaryIO, name: str) -> AbstractContextManager[BinaryIO]:
+    """Return what compresses into a file, without the time of day, or the file itself."""
+    if not name.lower().endswith(".gz"):
+        return nullcontext(raw)
+    return cast(BinaryIO, gzip.GzipFile("", "wb", GZIP_LEVEL, raw, mtime=0))
+
+
+def text_of(binary: BinaryIO) -> io.TextIOWrapper:
+    """Return a file of bytes as one of text."""
+    return io.TextIOWrapper(binary, encoding="utf-8", newline="\n")
 
 
 def write_parquet(part: Path, _: str, heading: Row | None, found: Iterable[Row]) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,19 +18,23 @@ from memstore.core.vectors import as_matrix, refuse_rows
 from memstore.duplicates import refuse_known_keys
 from memstore.errors import EncoderMismatch, InvalidFile, InvalidInput, StoreError
 from memstore.exports import FORMAT, HEADING, PAGE, Row
-from memstore.files import PARQUET, jsonl_rows, lines, parquet_file, parquet_rows
+from memstore.files import Format, jsonl_rows, lines, parquet_file, parquet_rows
 from memstore.neuron_view import check_label
 from memstore.rows import check_id, check_row, check_time
 from memstore.types import Float32, Traces
 
+#: The formats that an encoded export may have.
+KINDS: tuple[Format, ...] = ("jsonl", "parquet")
 FIELDS = ("text", "category", "key", "metadata", "occurred_at")
 #: Stored vectors are of unit length to within the steps that they are stored in.
 OFF_UNIT = 0.02
+#: Ids end at 2^63; a store goes on from the highest that it was given.
+HIGHEST = 2**62
 
 
-def heading_of(file: str) -> Row | None:
+def heading_of(file: str, kind: Format) -> Row | None:
     """Return what an encoded export says of itself, None for any other file."""
-    if Path(file).suffix == PARQUET:
+    if kind == "parquet":
         with parquet_file(file) as (table, _):
             found = (table.schema_arrow.metadata or {}).get(HEADING.encode(), b"null")
         text = found.decode("utf-8", "replace")
@@ -44,10 +47,10 @@ def heading_of(file: str) -> Row | None:
     return heading if isinstance(heading, dict) and HEADING in heading else None
 
 
-def load(database: Database, file: str, heading: Row) -> int:
-    """Fill an empty store, in one transaction; returns how many memories there are now.
+def load(database: Database, file: str, kind: Format, heading: Row) -> int:
+    """Fill a new store, in one transaction; returns how many memories there are now.
 
-    Raises ``StoreError`` unless the store is empty, ``EncoderMismatch`` where the export is of
+    Raises ``StoreError`` unless the store is as new, ``EncoderMismatch`` where the export is of
     another encoder, ``InvalidFile`` for a row that cannot be; then the store is as it was.
     """
     if heading[HEADING] != FORMAT:
@@ -56,12 +59,17 @@ def load(database: Database, file: str, heading: Row) -> int:
     with database.write() as tx:
         record = neurons.require_encoder(tx.connection)
         require_fit(tx, record, file, heading)
-        source, last = numbered(file), 0
+        source, last = numbered(file, kind), 0
         while page := list(islice(source, PAGE)):
             last = store_page(tx, record, file, page, last)
             total += len(page)
+        if total != heading.get("memories"):
+            raise InvalidFile(
+                f"{file} has {total} memories, not the {heading.get('memories')} that it says: it "
+                "was cut short, export again"
+            )
         set_labels(tx, record, file, heading.get("labels"))
-        memories.use_ids_up_to(tx.connection, check_id(heading.get("last_id", 0)))
+        memories.use_ids_up_to(tx.connection, last_id_of(file, heading))
     return total
 
 
@@ -72,16 +80,33 @@ def require_fit(tx: Write, record: EncoderRecord, file: str, heading: Row) -> No
         raise InvalidFile(f"{file} does not say which encoder it is of: export again")
     if own["fingerprint"] != record.fingerprint:
         raise EncoderMismatch(record.fingerprint, own["fingerprint"], record.name)
-    if memories.count(tx.connection):
+    # Not merely empty: an id that was used once is never used again.
+    if memories.last_id(tx.connection) or neurons.all_labels(tx.connection, record.id):
         raise StoreError(
-            f"{file} holds ids, vectors and traces, which only an empty store can take as they "
-            "are: name a new store, or export without --encoded"
+            f"{file} holds ids, vectors and traces, which only a new store can take as they are: "
+            "name another, or export without --encoded"
         )
 
 
-def numbered(file: str) -> Iterator[tuple[int, Row]]:
+def last_id_of(file: str, heading: Row) -> int:
+    """Return the highest id that the exported store had given."""
+    try:
+        return highest(heading.get("last_id", 0))
+    except InvalidInput as error:
+        raise InvalidFile(f"{file}: last_id is no id ({error}): export again") from error
+
+
+def highest(value: object) -> int:
+    """Return an id that leaves room for more."""
+    memory_id = check_id(value)
+    if memory_id > HIGHEST:
+        raise InvalidInput(f"the id {memory_id} leaves no room for more")
+    return memory_id
+
+
+def numbered(file: str, kind: Format) -> Iterator[tuple[int, Row]]:
     """Yield (number, row) of the memories in an encoded export."""
-    if Path(file).suffix == PARQUET:
+    if kind == "parquet":
         yield from parquet_rows(file, "text")
     else:
         yield from islice(jsonl_rows(file, "text"), 1, None)
@@ -118,7 +143,7 @@ def kept_row(row: Row, last: int) -> KeptRow:
     created, updated = check_time(row["created_at"]), check_time(row["updated_at"])
     if created is None or updated is None:
         raise InvalidInput("created_at and updated_at must be times")
-    memory_id = check_id(row["id"])
+    memory_id = highest(row["id"])
     if memory_id <= last:
         raise InvalidInput(f"its id {memory_id} comes after {last}: ids must ascend")
     return KeptRow(memory_id, new, created, updated)
@@ -135,9 +160,15 @@ def vectors_of(values: list[Any], dimension: int) -> Float32:
 def traces_of(pairs: list[tuple[Any, Any]], width: int) -> Traces:
     """Return the traces of a page. Raises ``InvalidInput`` for what cannot be one."""
     edges = np.cumsum([0, *(len(own) for own, _ in pairs)])
-    fired = np.array([n for own, _ in pairs for n in own], dtype=np.int64)
-    values = np.array([a for _, own in pairs for a in own], dtype=np.float64)
-    activations = values.astype(np.float16)
+    own_numbers = [n for own, _ in pairs for n in own]
+    if not {*map(type, own_numbers)} <= {int}:
+        raise InvalidInput("neurons are whole numbers: export again")
+    fired = np.array(own_numbers, dtype=np.int64)
+    values = np.array([a for _, own in pairs for a in own])
+    if values.dtype.kind not in "fi":
+        raise InvalidInput("activations are numbers: export again")
+    with np.errstate(over="ignore"):
+        activations = values.astype(np.float16)
     rising = np.diff(fired) > 0
     rising[edges[1:-1][(edges[1:-1] > 0) & (edges[1:-1] < len(fired))] - 1] = True
     sound = (

@@ -153,8 +153,10 @@ def open_database(path: str | os.PathLike[str], mode: Mode, busy_timeout: float)
     warn_of_network(file)
     database = Database(file, mode, busy_timeout)
     try:
-        if mode == "rw" and (found != "store" or not migrate.is_set_up(database)):
-            migrate.create(database)
+        if mode == "rw":
+            if found != "store" or not migrate.is_set_up(database):
+                migrate.create(database)
+            migrate.use_wal(database)
         migrate.require_current(database)
     except BaseException:
         database.close()

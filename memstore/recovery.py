@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from memstore import durable
 from memstore.catalog import salvage
-from memstore.catalog.files import require_new
+from memstore.catalog.files import require_new, usable
 from memstore.catalog.memories import to_memory
-from memstore.errors import StoreDamaged, StoreNotFound
+from memstore.errors import InvalidInput, StoreDamaged, StoreNotFound
+from memstore.rows import MAX_TEXT, check_row
 
 #: The name in a memory's metadata under which it says what is wrong with it.
 MARK = "memstore_recovered"
@@ -36,10 +38,13 @@ def recover(store: Path, target: Path) -> Recovered:
     Raises ``StoreNotFound``, ``StoreDamaged`` where there is nothing to read, ``StoreError`` where
     something is at ``target``.
     """
-    if not store.is_file():
+    with usable(store):
+        is_there = store.is_file()
+    if not is_there:
         raise StoreNotFound(f"no store at {store}: check the path")
     require_new(target, "what is recovered")
-    found, categories = salvage.read(store)
+    with durable.medium(store, "read"):
+        found, categories = salvage.read(store)
     if not found:
         raise StoreDamaged(f"no memory can be read of {store}: restore a backup")
     damaged = 0
@@ -52,16 +57,35 @@ def recover(store: Path, target: Path) -> Recovered:
 
 
 def to_row(found: salvage.Found, categories: dict[int, str]) -> dict[str, Any]:
-    """Return a memory as an export has it."""
+    """Return a memory as an export has it, fit to be imported."""
     number = found.category_id
     name = None if number is None else categories.get(number, f"lost category {number}")
     row, broken = found.row._replace(category=name), not found.sound
     try:
         result = to_memory(row).to_dict()
-    except (ValueError, OverflowError, TypeError):
-        # What is not text has no checksum: metadata or times beyond reading are let go.
+    except (StoreDamaged, OverflowError):
         plain = row._replace(metadata="{}", occurred_at=None, created_at=0, updated_at=0)
         result, broken = to_memory(plain).to_dict(), True
+    # Half a page of zeros in a text, a key of blanks: what no store would take is let go.
+    for field, instead in INSTEAD.items():
+        try:
+            check_row({"text": "a text", field: result[field]})
+        except InvalidInput:
+            result[field], broken = instead(result[field]), True
     if broken:
         result["metadata"] = {**result["metadata"], MARK: DAMAGED}
     return result
+
+
+def storable(text: str) -> str:
+    """Return what can be stored of a text."""
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}").strip()[:MAX_TEXT] or "(nothing left)"
+
+
+#: What takes the place of a field that no store would take.
+INSTEAD: dict[str, Callable[[Any], Any]] = {
+    "text": storable,
+    "category": lambda _: None,
+    "key": lambda _: None,
+    "metadata": lambda _: {},
+}

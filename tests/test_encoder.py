@@ -254,6 +254,7 @@ def test_a_store_of_the_first_encoder_says_what_to_do(tmp_path):
     """Frozen in 2026 with an SAE that no longer ships: neurons answer, a text says the remedy."""
     path, new = tmp_path / "old.db", tmp_path / "new.db"
     shutil.copy(ROOT / "tests" / "fixtures" / "first-encoder.db", path)
+    assert shell("upgrade", path).returncode == 0
     with MemoryStore.open(path) as store:
         neuron = int(store.trace(1).neurons[0])
         assert 1 in store.top(neuron, 3).ids

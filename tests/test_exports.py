@@ -5,7 +5,10 @@ from __future__ import annotations
 import gzip
 import json
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pandas
@@ -13,11 +16,18 @@ import pytest
 
 from memstore import Encoder, MemoryStore
 from memstore.embed.function import FunctionEmbedder
-from memstore.errors import DuplicateKey, EncoderMismatch, InvalidFile, StoreError
+from memstore.errors import (
+    DuplicateKey,
+    EncoderMismatch,
+    InvalidFile,
+    StoreDamaged,
+    StoreError,
+)
 from memstore.sae.config import SAEConfig
 from memstore.sae.encode import SAE
 from tests.conftest import make_encoder
 
+ROOT = Path(__file__).parent.parent
 KINDS = ["all.jsonl", "all.jsonl.gz", "all.parquet"]
 
 
@@ -94,7 +104,7 @@ def test_an_encoded_export_is_the_store(filled, tmp_path, encoder, name):
     with MemoryStore.open(new, encoder=encoder) as loaded:
         loaded.export(again, encoded=True)
         assert loaded.insert("next") == 41
-    if name == "all.jsonl":
+    if name != "all.parquet":  # the same rows, the same bytes, whenever they were written
         assert again.read_bytes() == (tmp_path / name).read_bytes()
 
 
@@ -120,16 +130,18 @@ def test_an_encoded_export_is_plain_to_others(filled, tmp_path, encoder):
         assert file.read() == (tmp_path / "all.jsonl").read_bytes()
 
 
-def test_a_plain_parquet_export_can_be_imported(filled, tmp_path, encoder, monkeypatch):
+@pytest.mark.parametrize("name", KINDS)
+def test_a_plain_export_can_be_imported(filled, tmp_path, encoder, name):
     """Texts, categories, keys, metadata and times of occurrence come back."""
-    from memstore.files import read_rows
-
     with MemoryStore.open(filled, mode="r", encoder=encoder) as store:
-        store.export(tmp_path / "plain.parquet", {"category": "Routine"})
+        store.export(tmp_path / name, {"category": "Routine"})
         kept = list(store.iter({"category": "Routine"}))
-    rows = list(read_rows(str(tmp_path / "plain.parquet"), None, "text"))
-    assert [row["metadata"] for row in rows] == [memory.metadata for memory in kept]
-    assert [row["text"] for row in rows] == [memory.text for memory in kept]
+    command = [sys.executable, "-m", "memstore", "import", tmp_path / "new.db", tmp_path / name]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    fields = ("text", "category", "key", "metadata", "occurred_at")
+    with MemoryStore.open(tmp_path / "new.db", mode="r") as store:
+        found = [tuple(getattr(memory, field) for field in fields) for memory in store.iter()]
+    assert found == [tuple(getattr(memory, field) for field in fields) for memory in kept]
 
 
 def test_only_an_empty_store_of_the_same_encoder_loads(filled, tmp_path, encoder):
@@ -139,7 +151,7 @@ def test_only_an_empty_store_of_the_same_encoder_loads(filled, tmp_path, encoder
         store.export(file, encoded=True)
         store.export(tmp_path / "plain.jsonl")
         before = list(store.iter())
-        with pytest.raises(StoreError, match="only an empty store"):
+        with pytest.raises(StoreError, match="only a new store"):
             store.load(file)
         assert list(store.iter()) == before
     with MemoryStore.open(tmp_path / "other.db", encoder=make_encoder(seed=9)) as other:
@@ -163,6 +175,10 @@ SPOILED = {
     "activation nan": lambda row: row | {"activations": [float("nan")] * len(row["activations"])},
     "id of another": lambda row: row | {"id": 2},
     "id of text": lambda row: row | {"id": "3"},
+    "the last of all ids": lambda row: row | {"id": 2**63 - 1},
+    "half a neuron": lambda row: row | {"neurons": [n + 0.5 for n in row["neurons"]]},
+    "neurons as text": lambda row: row | {"neurons": [str(n) for n in row["neurons"]]},
+    "activation beyond float16": lambda row: row | {"activations": [1e6] * len(row["neurons"])},
     "key of another": lambda row: row | {"key": "k1"},
     "no time": lambda row: row | {"created_at": None},
     "a list": lambda row: [row],
@@ -183,3 +199,70 @@ def test_a_spoiled_export_leaves_the_store_empty(filled, tmp_path, encoder, how)
             store.load(file)
         assert store.count() == 0
         assert store.neurons.labels() == []
+
+
+def test_a_store_that_had_memories_is_not_new(filled, tmp_path, encoder):
+    """Emptied is not enough: ids are never used twice. Nor is one with labels."""
+    file = tmp_path / "all.jsonl"
+    with MemoryStore.open(filled, mode="r", encoder=encoder) as store:
+        store.export(file, encoded=True)
+    with MemoryStore.open(tmp_path / "emptied.db", encoder=encoder) as store:
+        store.delete(store.insert_many(["a", "b"]))
+        with pytest.raises(StoreError, match="only a new store"):
+            store.load(file)
+        assert store.insert("c") == 3
+    with MemoryStore.open(tmp_path / "labelled.db", encoder=encoder) as store:
+        store.neurons.label(1, "grief")
+        with pytest.raises(StoreError, match="only a new store"):
+            store.load(file)
+
+
+def test_an_export_cut_short_is_not_loaded(filled, tmp_path, encoder):
+    """A heading says how many there are."""
+    file = tmp_path / "all.jsonl"
+    with MemoryStore.open(filled, mode="r", encoder=encoder) as store:
+        store.export(file, encoded=True)
+    file.write_text("\n".join(file.read_text("utf-8").splitlines()[:-3]), "utf-8")
+    with MemoryStore.open(tmp_path / "new.db", encoder=encoder) as store:
+        with pytest.raises(InvalidFile, match="cut short"):
+            store.load(file)
+        assert store.count() == 0
+
+
+@pytest.mark.parametrize("name", ["all.txt", "all.csv", "all.json", "all", "-", "all.parquet.gz"])
+def test_a_name_that_import_would_read_as_something_else_is_refused(
+    filled, tmp_path, encoder, name
+):
+    """JSON Lines in a .txt would come back as texts that begin with a brace."""
+    with (
+        MemoryStore.open(filled, mode="r", encoder=encoder) as store,
+        pytest.raises(InvalidFile),
+    ):
+        store.export(tmp_path / name)
+    assert not (tmp_path / name).exists()
+
+
+def test_import_goes_by_the_format_it_is_told(filled, tmp_path, encoder):
+    """An encoded export under another name, and plain lines under one of ours."""
+    with MemoryStore.open(filled, mode="r", encoder=encoder) as store:
+        store.export(tmp_path / "all.parquet")
+    (tmp_path / "all.parquet").rename(tmp_path / "all.bin")
+    (tmp_path / "lines.parquet").write_text('"one"\n"two"\n', "utf-8")
+    for file, kind, rows in (("all.bin", "parquet", 36), ("lines.parquet", "jsonl", 2)):
+        command = [sys.executable, "-m", "memstore", "import", tmp_path / f"{file}.db"]
+        done = subprocess.run(
+            [*command, tmp_path / file, "--format", kind],
+            cwd=ROOT, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.stdout.startswith(f"{rows} rows"), done.stderr
+
+
+def test_an_incomplete_memory_is_not_exported_as_if_it_were_whole(path, tmp_path, encoder):
+    """A vector is lost: a typed error that names the remedy, and no file."""
+    with MemoryStore.open(path, encoder=encoder) as store:
+        store.insert_many(["a", "b", "c"])
+        with store._database.driver() as raw:
+            raw.execute("DELETE FROM vector WHERE memory_id = 2")
+        with pytest.raises(StoreDamaged, match="repair"):
+            store.export(tmp_path / "all.jsonl", encoded=True)
+        assert not (tmp_path / "all.jsonl").exists()

@@ -235,3 +235,98 @@ def test_check_diagnoses_a_damaged_file(filled, path, tmp_path, seed):
     out = tmp_path / "out.jsonl"
     subprocess.run([*command, "recover", path, out], cwd=ROOT, check=True, capture_output=True)
     assert len(out.read_text("utf-8").splitlines()) > 200
+
+
+def killed_with_a_wal(path, more):
+    """A process that writes and is killed before its WAL is folded into the file."""
+    code = (
+        "import os, signal, sys\n"
+        "from memstore import MemoryStore\n"
+        "from tests.conftest import make_encoder\n"
+        "store = MemoryStore.open(sys.argv[1], encoder=make_encoder())\n"
+        f"{more}\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, check=False)
+    return path.with_name(path.name + "-wal")
+
+
+@pytest.mark.parametrize("place", ["page", "number", "size"])
+def test_a_torn_wal_counts_as_far_as_its_checksums_hold(path, tmp_path, encoder, place):
+    """As SQLite has it: a frame that is not whole, and all after it, never happened."""
+    with MemoryStore.open(path, encoder=encoder) as store:
+        store.insert_many([f"memory {i}" for i in range(20)])
+    wal = killed_with_a_wal(path, "store.insert('one more'); store.insert('torn')")
+    content = bytearray(wal.read_bytes())
+    last = (len(content) - 32) // (PAGE + 24) - 1
+    at = 32 + last * (PAGE + 24) + {"page": 24 + 99, "number": 0, "size": 4}[place]
+    content[at] ^= 0x7F
+    wal.write_bytes(content)
+    found = recovered(path, tmp_path / "all.jsonl")
+    assert [row["text"] for row in found.values()] == [
+        *(f"memory {i}" for i in range(20)), "one more"
+    ]  # fmt: skip
+    with MemoryStore.open(path, mode="r", encoder=encoder) as store:
+        assert found == {memory.id: memory.to_dict() for memory in store.iter()}
+
+
+def test_pages_that_the_wal_cut_off_are_not_dug_up(path, tmp_path, encoder):
+    """VACUUM made the file shorter, in the WAL alone: what lies behind its end is gone."""
+    with MemoryStore.open(path, encoder=encoder) as store:
+        store.insert_many([f"memory {i} " + "word " * 500 for i in range(300)])
+        store.delete(list(range(1, 250)))
+    killed_with_a_wal(
+        path,
+        "store._database.engine.dispose()\n"
+        "with store._database.driver() as raw:\n"
+        "    raw.execute('PRAGMA wal_autocheckpoint = 0')\n"
+        "    raw.execute('VACUUM')\n"
+        "    raw.execute('DELETE FROM memory WHERE id = 280')\n",
+    )
+    found = recovered(path, tmp_path / "all.jsonl")
+    with MemoryStore.open(path, mode="r", encoder=encoder) as store:
+        assert found == {memory.id: memory.to_dict() for memory in store.iter()}
+        assert 280 not in found
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "tests" / "fixtures").glob("*.db")), ids=str)
+def test_stores_of_every_schema_can_be_recovered(file, tmp_path):
+    """Their texts match their checksums, old ones and new."""
+    found = recover(file, tmp_path / "all.jsonl")
+    with closing(sqlite3.connect(f"file:{file}?mode=ro&immutable=1", uri=True)) as connection:
+        count = connection.execute("SELECT count(*) FROM memory").fetchone()[0]
+    assert found == (count, 0)
+
+
+BROKEN = {
+    "zeros in the text": "UPDATE memory SET text = text || char(0) || 'x' WHERE id = 2",
+    "nothing but blanks": "UPDATE memory SET text = '  ' WHERE id = 2",
+    "metadata that is not JSON": """UPDATE memory SET metadata = '{"a": NaN}' WHERE id = 2""",
+    "metadata cut short": """UPDATE memory SET metadata = '{"a": ' WHERE id = 2""",
+    "metadata without end": "UPDATE memory SET metadata = printf('{\"a\":%.*c', 90000, '[')"
+    " WHERE id = 2",
+    "a key of blanks": "UPDATE memory SET key = ' ' WHERE id = 2",
+    "a time beyond all years": f"UPDATE memory SET occurred_at = {2**62} WHERE id = 2",
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_what_no_store_would_take_is_let_go_and_marked(path, tmp_path, encoder, how):
+    """The rest can be imported; check names what is wrong."""
+    with MemoryStore.open(path, encoder=encoder) as store:
+        store.insert_many(["one", "two", "three"])
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(BROKEN[how])
+        connection.commit()
+    found = recovered(path, tmp_path / "all.jsonl")
+    assert [i for i, row in found.items() if MARK in row["metadata"]] == [2]
+    fields = ("text", "category", "key", "metadata", "occurred_at")
+    with MemoryStore.open(tmp_path / "new.db", encoder=encoder) as store:
+        rows = ({name: row[name] for name in fields} for row in found.values())
+        assert store.insert_many(rows) == [1, 2, 3]
+    if "text" in how or "JSON" in how or "short" in how:
+        with MemoryStore.open(path, encoder=encoder) as store:
+            assert any("differs from its checksum" in problem for problem in store.check())
+            if "metadata" in how and "JSON" not in how:
+                with pytest.raises(StoreDamaged, match="metadata"):
+                    store.get(2)

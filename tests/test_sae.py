@@ -199,4 +199,4 @@ def test_a_row_is_the_same_among_others_on_every_processor(kernel):
     done = subprocess.run(
         [sys.executable, "-c", KERNELS], env=environment, capture_output=True, text=True
     )
-    assert done.stdout in ("True\\n", "False\\n"), done.stderr
+    assert done.stdout in ("True\n", "False\n"), done.stderr

@@ -81,3 +81,19 @@ def test_migrated_vectors_are_those_that_would_be_stored_now():
         halves = vectors.astype("<f2")
         migrated = [migration.packed(half.tobytes()) for half in halves]
         assert migrated == pack_vectors(halves.astype(np.float32))
+
+
+def test_what_is_read_is_stored_again_as_it_was():
+    """Also where the largest component lies between the last step and what rounds down to it."""
+    dice = np.random.default_rng(6)
+    vectors = dice.normal(size=(4_000, 384))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    edges = 511 * 2.0 ** -np.arange(9, 13)
+    for row, edge in enumerate(np.repeat(edges, 50)):
+        # Just above, at, and just below the largest that 511 steps of some size reach.
+        scaled = np.clip(vectors[row], -0.9 * edge, 0.9 * edge)
+        scaled[int(dice.integers(384))] = edge * (1 + (row % 50 - 25) * 1e-5)
+        vectors[row] = scaled
+    blobs = pack_vectors(vectors.astype(np.float32))
+    assert len({len(blob) for blob in blobs}) <= 2
+    assert pack_vectors(unpack_vectors(blobs, 384)) == blobs

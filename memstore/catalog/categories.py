@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 
 from sqlalchemy import Connection, func, insert, select, text
 
@@ -21,14 +22,20 @@ def id_of(connection: Connection, name: str | None) -> int | None:
     return int(found)
 
 
-def prune(connection: Connection) -> None:
-    """Delete the categories that nothing uses any more: their names may tell, too."""
-    connection.execute(
-        text(
-            "DELETE FROM category WHERE NOT EXISTS "
-            "(SELECT 1 FROM memory WHERE category_id = category.id)"
-        )
+def prune(connection: Connection, ids: Sequence[int] | None = None) -> None:
+    """Delete the categories, of these or of all, that nothing uses any more.
+
+    Their names may tell, too.
+    """
+    statement = (
+        "DELETE FROM category WHERE NOT EXISTS "
+        "(SELECT 1 FROM memory WHERE category_id = category.id)"
     )
+    if ids is None:
+        connection.execute(text(statement))
+    else:
+        listed = " AND id IN (SELECT value FROM json_each(:ids))"
+        connection.execute(text(statement + listed), {"ids": json.dumps(list(ids))})
 
 
 def counts(connection: Connection) -> dict[str, int]:

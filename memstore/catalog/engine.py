@@ -20,8 +20,15 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import QueuePool, StaticPool
 
 from memstore.catalog.failures import is_read_only, translated
-from memstore.catalog.files import Mode, file_uri
-from memstore.errors import StoreClosed, StoreError, StoreLocked, StoreReadOnly
+from memstore.catalog.files import HELD, Mode, file_uri
+from memstore.errors import (
+    RESCUE,
+    StoreClosed,
+    StoreDamaged,
+    StoreError,
+    StoreLocked,
+    StoreReadOnly,
+)
 
 #: FTS5, upserts, RETURNING and json_each with types all exist from here on.
 OLDEST_SQLITE = (3, 35, 0)
@@ -58,6 +65,7 @@ class Database:
         self._writing = threading.Lock()
         self._uri = ":memory:" if path is None else file_uri(path, mode)
         self._owner: int | None = os.getpid()
+        self._held = HELD.take(path) if path is not None and path.exists() else None
         self.engine = self._engine()
         self._idle: list[Connection] = []
 
@@ -156,8 +164,10 @@ class Database:
         with self.exclusive() as connection:
             change = connection.execute(
                 text("UPDATE store SET change = change + 1 WHERE id = 1 RETURNING change")
-            ).scalar_one()
-            yield Write(connection, change)
+            ).scalar()
+            if change is None:
+                raise StoreDamaged(f"{self.name} has lost its row in table store: {RESCUE}")
+            yield Write(connection, int(change))
 
     @contextmanager
     def exclusive(self) -> Iterator[Connection]:
@@ -202,7 +212,9 @@ class Database:
             self.engine.dispose()
         else:
             self.engine.dispose(close=False)
-        self._owner = None
+        if self._held is not None:
+            HELD.release(self._held)
+        self._owner = self._held = None
 
 
 def driver_of(connection: Connection) -> sqlite3.Connection:

@@ -10,6 +10,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from memstore.errors import (
+    RESCUE,
     InvalidInput,
     NotAStore,
     StoreDamaged,
@@ -68,7 +69,7 @@ def store_error(name: str, error: sqlite3.Error) -> StoreError:
         sqlite3.SQLITE_FULL: (StoreFull, "has no space left: free some and repeat the call"),
         sqlite3.SQLITE_CORRUPT: (
             StoreDamaged,
-            "is damaged: restore a backup, or read what can be read with `memstore recover`",
+            f"is damaged: {RESCUE}",
         ),
         sqlite3.SQLITE_NOTADB: (
             NotAStore,

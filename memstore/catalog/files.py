@@ -11,7 +11,10 @@ import logging
 import os
 import re
 import sqlite3
-from contextlib import closing, suppress
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
@@ -112,10 +115,11 @@ def inspect_file(path: Path) -> Literal["missing", "empty", "store"]:
         raise StoreReadOnly(f"no permission to read {path}: change it or choose another path")
     if size == 0:
         return "empty"
-    with (
-        translated(str(path)),
-        closing(sqlite3.connect(file_uri(path, "r"), uri=True)) as connection,
-    ):
+    # What a process that was killed left in a journal is rolled back by whoever opens next, and
+    # that takes writing.
+    journal = path.with_name(path.name + "-journal")
+    uri = file_uri(path, "rw" if journal.exists() and os.access(path, os.W_OK) else "r")
+    with translated(str(path)), closing(sqlite3.connect(uri, uri=True)) as connection:
         found = connection.execute("PRAGMA application_id").fetchone()[0]
     if found != APPLICATION_ID:
         raise NotAStore(
@@ -127,7 +131,7 @@ def inspect_file(path: Path) -> Literal["missing", "empty", "store"]:
 
 def require_folder(path: Path) -> None:
     """Raise unless a file could be written at ``path``."""
-    with durable.medium(path):
+    with usable(path):
         found = path.parent.is_dir()
     if not found:
         raise StoreNotFound(f"the folder {path.parent} does not exist: create it first")
@@ -141,14 +145,61 @@ def require_folder(path: Path) -> None:
 def require_new(path: Path, what: str) -> None:
     """Raise unless ``path`` is free: writing over something could be writing over a store."""
     require_folder(path)
-    with durable.medium(path):
-        found = path.exists()
-    if found:
+    beside = [path.with_name(path.name + end) for end in durable.BESIDE]
+    with usable(path):
+        found = [name for name in (path, *beside) if name.exists() or name.is_symlink()]
+    if path in found:
         raise StoreError(f"{path} exists: name a new file for {what}")
-    wal = path.with_name(path.name + "-wal")
-    if wal.exists():
+    if found:
         # SQLite would play it back into the new file.
-        raise StoreError(f"{wal} is left of a store that is gone: move it away first")
+        raise StoreError(f"{found[0]} is left of a store that is gone: move it away first")
+    if path.name.endswith(durable.BESIDE):
+        raise StoreError(f"{path} is how SQLite calls what it has beside a store: choose another")
+
+
+@contextmanager
+def usable(path: Path) -> Iterator[None]:
+    """Turn what is said of a path that no file can have into ``StoreError``."""
+    if "\0" in str(path):
+        raise StoreError(f"{str(path)!r:.200} is no usable path: it has a NUL byte")
+    with durable.medium(path):
+        yield
+
+
+class Held:
+    """Which files this process has open through SQLite, by device and inode.
+
+    Opening and closing one of them beside SQLite would drop its locks.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._count: Counter[tuple[int, int]] = Counter()
+
+    def take(self, path: Path) -> tuple[int, int]:
+        """Count a file in; returns what ``release`` takes."""
+        found = path.stat()
+        own = (found.st_dev, found.st_ino)
+        with self._lock:
+            self._count[own] += 1
+        return own
+
+    def release(self, own: tuple[int, int]) -> None:
+        """Count a file out."""
+        with self._lock:
+            self._count[own] -= 1
+
+    def refuse(self, path: Path) -> None:
+        """Raise ``StoreError`` for a file that this process has open."""
+        with durable.medium(path, "read"):
+            found = path.stat()
+        with self._lock:
+            count = self._count[(found.st_dev, found.st_ino)]
+        if count > 0:
+            raise StoreError(f"{path} is open as a store in this process: close it first")
+
+
+HELD = Held()
 
 
 def create_private(path: Path) -> None:

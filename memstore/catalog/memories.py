@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from memstore.catalog import categories
 from memstore.catalog.engine import driver_of
 from memstore.catalog.lists import parameters, places
 from memstore.catalog.schema import category, deletion, memory
+from memstore.errors import RESCUE, StoreDamaged
 from memstore.types import Int64, Memory
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -94,8 +95,24 @@ class StoredRow(NamedTuple):
 
 def to_metadata(stored: str) -> dict[str, Any]:
     """Return metadata from its JSON text."""
-    # As written by us: one object, no blanks around it for loads() to look for.
-    return DECODE(stored)[0] if stored != "{}" else {}
+    if stored == "{}":
+        return {}
+    try:
+        # As written by us: one object, no blanks around it for loads() to look for.
+        found: dict[str, Any] = DECODE(stored)[0]
+    except (ValueError, RecursionError) as error:
+        raise StoreDamaged(f"the metadata of a memory is damaged ({error}): {RESCUE}") from error
+    return found
+
+
+def untrue(connection: Connection) -> Iterator[int]:
+    """Yield the memories whose text does not match its checksum, or whose metadata is no JSON."""
+    driver = driver_of(connection)
+    for memory_id, text_, known in driver.execute("SELECT id, text, content_hash FROM memory"):
+        if content_hash(text_) != known:
+            yield memory_id
+    query = "SELECT id FROM memory WHERE NOT json_valid(metadata)"
+    yield from (row[0] for row in driver.execute(query))
 
 
 def to_time(stored: int | None) -> datetime | None:
@@ -176,6 +193,8 @@ def change(
     connection: Connection, memory_id: int, values: dict[str, Any], change: int, now: int
 ) -> None:
     """Set columns of one memory and mark it changed."""
+    query = select(memory.c.category_id).where(memory.c.id == memory_id)
+    before = connection.execute(query).scalar()
     if "text" in values:
         values = {**values, "content_hash": content_hash(values["text"])}
     connection.execute(
@@ -183,8 +202,8 @@ def change(
         .where(memory.c.id == memory_id)
         .values(**values, updated_at=now, changed=change)
     )
-    if "category_id" in values:
-        categories.prune(connection)
+    if before is not None and "category_id" in values:
+        categories.prune(connection, [before])
 
 
 def remove(connection: Connection, ids: Sequence[int], change: int) -> int:
@@ -195,15 +214,23 @@ def remove(connection: Connection, ids: Sequence[int], change: int) -> int:
     listed = {"ids": json.dumps(list(ids))}
     connection.execute(
         text(
-            "INSERT OR IGNORE INTO deletion (memory_id, changed) "
+            "INSERT OR REPLACE INTO deletion (memory_id, changed) "
             "SELECT id, :change FROM memory WHERE id IN (SELECT value FROM json_each(:ids))"
         ),
         {**listed, "change": change},
     )
+    used = connection.execute(
+        text(
+            "SELECT DISTINCT category_id FROM memory WHERE category_id IS NOT NULL "
+            "AND id IN (SELECT value FROM json_each(:ids))"
+        ),
+        listed,
+    ).scalars()
+    touched = list(used)
     removed = connection.execute(
         text("DELETE FROM memory WHERE id IN (SELECT value FROM json_each(:ids))"), listed
     ).rowcount
-    categories.prune(connection)
+    categories.prune(connection, touched)
     return removed
 
 

@@ -11,6 +11,7 @@ import uuid
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import OperationalError
@@ -68,7 +69,7 @@ def create(database: Database) -> None:
     """
     with database.driver() as raw:
         raw.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        raw.execute("PRAGMA journal_mode = WAL")
+    use_wal(database)
     with database.exclusive() as connection:
         if revision(connection) is not None:
             return
@@ -77,6 +78,12 @@ def create(database: Database) -> None:
             text("INSERT INTO store VALUES (1, :store_id, 0, 0, NULL, NULL, :now)"),
             {"store_id": uuid.uuid4().hex, "now": time.time_ns() // 1000},
         )
+
+
+def use_wal(database: Database) -> None:
+    """Have readers and the writer not wait for each other; a copy comes without."""
+    with database.driver() as raw:
+        raw.execute("PRAGMA journal_mode = WAL")
 
 
 def run_migrations(connection: Connection, target: str) -> None:
@@ -114,8 +121,10 @@ def upgrade(path: Path, busy_timeout: float, target: str = HEAD) -> tuple[str, P
         try:
             _upgrade_in_place(database, target)
         except BaseException:
-            # The store is as it was; copies of it would pile up with every try.
-            backup.unlink()
+            with database.read() as connection:
+                is_unchanged = revision(connection) == found
+            if is_unchanged:  # copies would pile up with every try
+                backup.unlink()
             raise
         return found, backup
     finally:
@@ -158,12 +167,15 @@ def copy_store(database: Database, target: Path) -> None:
         copy_into(database, part)
 
 
-def copy_into(database: Database, file: Path) -> None:
-    """Copy a live store into an empty file through SQLite's backup API."""
+def copy_into(database: Database, file: Path, mode: Literal["DELETE", "WAL"] = "DELETE") -> None:
+    """Copy a live store into an empty file through SQLite's backup API.
+
+    ``mode``: how the copy keeps its journal. A backup is one file; a store is in WAL mode.
+    """
     with (
         database.driver() as raw,
         translated(str(file)),
         closing(sqlite3.connect(file)) as copy,
     ):
         raw.backup(copy)
-        copy.execute("PRAGMA journal_mode = DELETE")
+        copy.execute(f"PRAGMA journal_mode = {mode}")

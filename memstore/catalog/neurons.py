@@ -15,7 +15,7 @@ from memstore.catalog.engine import driver_of
 from memstore.catalog.lists import parameters, places
 from memstore.catalog.schema import encoder, neuron, store
 from memstore.core.vectors import stored_sizes
-from memstore.errors import StoreNotFound
+from memstore.errors import RESCUE, StoreDamaged, StoreNotFound
 from memstore.types import Float64, Int64
 
 
@@ -56,7 +56,10 @@ def state(connection: Connection) -> StoreState:
     row = driver_of(connection).execute(
         "SELECT store_id, change, log_floor, index_token, encoder_id FROM store"
     )
-    return StoreState(*row.fetchone())
+    found = row.fetchone()
+    if found is None:
+        raise StoreDamaged(f"the row in table store is lost: {RESCUE}")
+    return StoreState(*found)
 
 
 def set_index_token(connection: Connection, token: str | None) -> None:
@@ -71,15 +74,20 @@ def active_encoder(connection: Connection) -> EncoderRecord | None:
     ).one_or_none()
     if row is None:
         return None
-    return EncoderRecord(
-        row.id, row.fingerprint, row.name, row.dimension, row.neurons, json.loads(row.config)
-    )
+    try:
+        config = json.loads(row.config)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise StoreDamaged(f"the row of the encoder is damaged ({error}): {RESCUE}") from error
+    if not isinstance(row.dimension, int) or not isinstance(row.neurons, int):
+        raise StoreDamaged(f"the row of the encoder is damaged: {RESCUE}")
+    return EncoderRecord(row.id, row.fingerprint, row.name, row.dimension, row.neurons, config)
 
 
 def require_encoder(connection: Connection) -> EncoderRecord:
     """Return the store's encoder. Raises ``StoreNotFound`` where setting up was cut short."""
     record = active_encoder(connection)
     if record is None:
+        state(connection)
         raise StoreNotFound('this store was never set up to the end: open it with mode="rw" once')
     return record
 

@@ -12,8 +12,10 @@ import mmap
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
+from memstore.catalog.files import HELD
 from memstore.catalog.memories import StoredRow, content_hash
 
 LEAF = 0x0D
@@ -32,19 +34,32 @@ Record = tuple[Value, ...]
 
 @dataclass(frozen=True)
 class Pages:
-    """A file as pages of one size; ``newer`` are those that a WAL has in their place."""
+    """A file as so many pages of one size; ``newer`` are those that a WAL has in their place."""
 
     view: memoryview
     size: int
+    count: int
     newer: Mapping[int, memoryview]
 
     def __len__(self) -> int:
-        return max(len(self.view) // self.size, *self.newer, 0)
+        return self.count
 
     def __getitem__(self, number: int) -> memoryview:
         """Return a page by its number, from 1."""
         own = self.newer.get(number)
         return self.view[(number - 1) * self.size : number * self.size] if own is None else own
+
+
+@dataclass(frozen=True)
+class Log:
+    """What a WAL adds: pages, their size, and of how many the file consists after it."""
+
+    size: int
+    count: int
+    newer: Mapping[int, memoryview]
+
+
+NO_LOG = Log(0, 0, {})
 
 
 @dataclass(frozen=True)
@@ -77,7 +92,9 @@ def is_memory(found: Record) -> bool:
     """Return whether a record has the shape of a memory."""
     if len(found) != MEMORY:
         return False
-    own, text, category, key, metadata, occurred_at, *numbers = found
+    own, text, category, key, metadata, occurred_at, *times, changed, known = found
+    if isinstance(changed, bytes):  # schema 0001: the other way round, and all of the SHA-256
+        changed, known = known, 0
     return (
         own is None
         and isinstance(text, str)
@@ -85,7 +102,7 @@ def is_memory(found: Record) -> bool:
         and isinstance(key, str | None)
         and isinstance(metadata, str)
         and isinstance(occurred_at, int | None)
-        and all(isinstance(number, int) for number in numbers)
+        and all(isinstance(number, int) for number in (*times, changed, known))
     )
 
 
@@ -98,8 +115,9 @@ def to_found(number: int, found: Record) -> Found:
     """Return the memory of a record."""
     _, text, category, key, metadata, occurred_at, created_at, updated_at, changed, known = found
     row = StoredRow(number, text, None, key, metadata, occurred_at, created_at, updated_at)  # type: ignore[arg-type]  # is_memory has looked
-    # Stores of schema 0001 had no checksums.
-    return Found(row, category, changed, known in (0, content_hash(row.text)))  # type: ignore[arg-type]
+    if isinstance(changed, bytes):
+        return Found(row, category, known, sha256(row.text.encode()).digest() == changed)  # type: ignore[arg-type]
+    return Found(row, category, changed, content_hash(row.text) == known)  # type: ignore[arg-type]
 
 
 # --- pages ---------------------------------------------------------------------------------------
@@ -107,35 +125,52 @@ def to_found(number: int, found: Record) -> Found:
 
 def read_pages(file: Path) -> Pages:
     """Return a file as pages, with those of the WAL beside it."""
+    HELD.refuse(file)
     with file.open("rb") as source:
         size = source.seek(0, 2)
         view = memoryview(mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ) if size else b"")
     wal = file.with_name(file.name + "-wal")
-    newer, said = read_wal(memoryview(wal.read_bytes())) if wal.is_file() else ({}, 0)
-    return Pages(view, said or page_size(view), newer)
+    log = read_wal(memoryview(wal.read_bytes())) if wal.is_file() else NO_LOG
+    own = log.size or page_size(view)
+    return Pages(view, own, log.count or len(view) // own, log.newer)
 
 
-def read_wal(view: memoryview) -> tuple[dict[int, memoryview], int]:
-    """Return the pages of the transactions that a WAL has whole, and their size.
+def read_wal(view: memoryview) -> Log:
+    """Return what a WAL has whole: it ends where a checksum does not hold.
 
-    https://sqlite.org/fileformat2.html, section 4. Frames of an earlier use have other salts.
+    https://sqlite.org/fileformat2.html, section 4.
     """
     if len(view) < 32 or struct.unpack_from(">I", view, 0)[0] not in WAL:
-        return {}, 0
+        return NO_LOG
+    order = ">" if struct.unpack_from(">I", view, 0)[0] == WAL[1] else "<"
     size, salts = struct.unpack_from(">I", view, 8)[0], bytes(view[16:24])
-    if size not in PAGE_SIZES:
-        return {}, 0
-    whole: dict[int, memoryview] = {}
+    sums = checksum(view[:24], order, (0, 0))
+    if size not in PAGE_SIZES or sums != struct.unpack_from(">II", view, 24):
+        return NO_LOG
+    newer: dict[int, memoryview] = {}
     begun: dict[int, memoryview] = {}
+    count = 0
     for start in range(32, len(view) - size - 23, size + 24):
-        number, commit = struct.unpack_from(">II", view, start)
-        if bytes(view[start + 8 : start + 16]) != salts:
+        number, committed = struct.unpack_from(">II", view, start)
+        page = view[start + 24 : start + 24 + size]
+        sums = checksum(page, order, checksum(view[start : start + 8], order, sums))
+        whole = sums == struct.unpack_from(">II", view, start + 16)
+        if bytes(view[start + 8 : start + 16]) != salts or not whole:
             break
-        begun[number] = view[start + 24 : start + 24 + size]
-        if commit:
-            whole |= begun
-            begun = {}
-    return whole, size
+        begun[number] = page
+        if committed:
+            newer, begun, count = newer | begun, {}, committed
+    return Log(size, count, newer) if count else NO_LOG
+
+
+def checksum(data: memoryview, order: str, sums: tuple[int, int]) -> tuple[int, int]:
+    """Return the running checksum of a WAL (section 4.2) after more data."""
+    first, second = sums
+    words = struct.unpack(f"{order}{len(data) // 4}I", data)
+    for even, odd in zip(words[::2], words[1::2], strict=True):
+        first = (first + even + second) & 0xFFFFFFFF
+        second = (second + odd + first) & 0xFFFFFFFF
+    return first, second
 
 
 def page_size(view: memoryview) -> int:
@@ -146,7 +181,7 @@ def page_size(view: memoryview) -> int:
         if said in PAGE_SIZES:
             return int(said)
     for size in PAGE_SIZES:
-        if any(is_memory(found) for _, found in rows(Pages(view, size, {}))):
+        if any(is_memory(found) for _, found in rows(Pages(view, size, len(view) // size, {}))):
             return size
     return PAGE_SIZES[0]
 

@@ -101,7 +101,7 @@ def verify_command(file: str, as_json: bool) -> None:
     elif problems:
         click.echo("\n".join(problems))
     else:
-        said = backups.read_manifest(Path(file))
+        said = backups.read_manifest(backups.manifest_path(Path(file)))
         click.echo(f"{said['memories']} memories as of {said['made_at']}, all well")
     if problems:
         raise SystemExit(1)

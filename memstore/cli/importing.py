@@ -13,7 +13,7 @@ from memstore.cli.options import json_option, store_argument, writer
 from memstore.cli.output import print_json, print_result
 from memstore.errors import InvalidFile, InvalidInput
 from memstore.files import FORMATS, STDIN, Format, count_rows, format_of, numbered_rows
-from memstore.loading import heading_of
+from memstore.loading import KINDS, heading_of
 from memstore.progress import Progress
 from memstore.rows import check_row, pick
 from memstore.writer import BATCH, OnDuplicate
@@ -112,8 +112,8 @@ def import_command(
 
 def is_encoded(file: str, kind: Format | None) -> bool:
     """Return whether a file is an encoded export; what comes through stdin is none."""
-    could_be = file != STDIN and format_of(file, kind) in ("jsonl", "parquet")
-    return could_be and heading_of(file) is not None
+    own = format_of(file, kind)
+    return file != STDIN and own in KINDS and heading_of(file, own) is not None
 
 
 def load_encoded(store: str, file: str, as_json: bool) -> None:

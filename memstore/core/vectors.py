@@ -112,7 +112,9 @@ def pack_vectors(vectors: Float32) -> list[bytes]:
 
 def _stored(vectors: Float32) -> list[bytes]:
     dimension = vectors.shape[1]
-    largest = np.abs(vectors).max(axis=1, initial=np.float32(2**-99))
+    # As float16, so that what is stored, read and stored again takes the same form.
+    largest = np.abs(vectors).max(axis=1, initial=0).astype(np.float16)
+    largest = np.maximum(largest, np.float16(2**-24))
     # The finest steps, powers of two, of which LEVELS reach the largest component.
     exponents = np.frexp(LEVELS / largest.astype(np.float64))[1] - 1
     # Rounding moves a component by step / sqrt(12), root mean square.

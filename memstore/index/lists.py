@@ -105,7 +105,8 @@ def train(sample: Float32, count: int) -> Lists:
     # Codes of the vectors themselves: tables are made once a query, not once a list.
     lists.by_residual = False
     with one_thread(faiss):
-        lists.train(sample[:CODEBOOK])  # many tiny k-means
+        # Many tiny k-means, of rows from all over: a sample comes by id, oldest first.
+        lists.train(np.ascontiguousarray(sample[:: max(1, len(sample) // CODEBOOK)][:CODEBOOK]))
     return Lists(lists)
 
 

@@ -137,7 +137,7 @@ def stored_in(store: MemoryStore) -> list[tuple]:
 def perform(store: MemoryStore, op: list, folder: Path, number: int) -> object:
     """Ask the real store; returns what it returned."""
     kind, *rest = op
-    target = folder / f"{kind}-{number}"
+    target = folder / f"{kind}-{number}.{'db' if kind == 'backup' else 'jsonl'}"
     asked = {
         "insert": lambda row: store.insert(**row),
         "insert_many": lambda rows: store.insert_many(iter(rows)),
@@ -151,7 +151,7 @@ def perform(store: MemoryStore, op: list, folder: Path, number: int) -> object:
         "optimize": store.optimize,
         "repair": lambda: store.repair() or None,
         "backup": lambda: store.backup(target),
-        "export": lambda: store.export(target),
+        "export": lambda: store.export(target, encoded=True),
     }
     return asked[kind](*rest)
 
