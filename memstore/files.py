@@ -209,7 +209,7 @@ def parquet_rows(file: str, text: str) -> Iterator[tuple[int, Any]]:
 def parquet_file(file: str) -> Iterator[tuple[Any, tuple[type[Exception], ...]]]:
     """Lend an open Parquet file, and the kinds of errors that reading on in it may raise."""
     arrow, parquet = load_arrow()
-    kinds = (arrow.ArrowException, OSError, ValueError)
+    kinds = (arrow.ArrowException, OSError, ValueError, OverflowError)
     if file == STDIN:
         raise InvalidFile("Parquet cannot be read from stdin: name the file")
     try:

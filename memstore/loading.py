@@ -16,7 +16,7 @@ from memstore.catalog.neurons import EncoderRecord
 from memstore.core.traces import MAX_ACTIVATION, neuron_dtype
 from memstore.core.vectors import as_matrix, refuse_rows
 from memstore.duplicates import refuse_known_keys
-from memstore.errors import EncoderMismatch, InvalidFile, InvalidInput, StoreError
+from memstore.errors import EncoderMismatch, InvalidFile, InvalidInput, StoreError, brief
 from memstore.exports import FORMAT, HEADING, PAGE, Row
 from memstore.files import Format, jsonl_rows, lines, parquet_file, parquet_rows
 from memstore.neuron_view import check_label
@@ -54,7 +54,9 @@ def load(database: Database, file: str, kind: Format, heading: Row) -> int:
     another encoder, ``InvalidFile`` for a row that cannot be; then the store is as it was.
     """
     if heading[HEADING] != FORMAT:
-        raise InvalidFile(f"{file} is an export of format {heading[HEADING]!r}: update the package")
+        raise InvalidFile(
+            f"{file} is an export of format {brief(heading[HEADING])}: update the package"
+        )
     total = 0
     with database.write() as tx:
         record = neurons.require_encoder(tx.connection)
@@ -197,7 +199,7 @@ def set_labels(tx: Write, record: EncoderRecord, file: str, labels: object) -> N
             number, name, grade = label["neuron"], check_label(label["label"]), label["grade"]
             sound = 0 <= check_id(number) < record.neurons and (grade is None or 0 <= grade <= 1)
         except (InvalidInput, KeyError, TypeError) as error:
-            raise InvalidFile(f"{file}: {label!r:.80} is no label: {error}") from error
+            raise InvalidFile(f"{file}: {brief(label)} is no label: {error}") from error
         if not sound or name is None or names.setdefault(name, number) != number:
-            raise InvalidFile(f"{file}: {label!r:.80} is no label of a neuron: export again")
+            raise InvalidFile(f"{file}: {brief(label)} is no label of a neuron: export again")
         neurons.set_label(tx.connection, record.id, number, name, grade)

@@ -12,7 +12,7 @@ from memstore.catalog import categories, neurons
 from memstore.catalog.engine import Database
 from memstore.core.expression import NeuronQuery, NeuronRef
 from memstore.core.ranking import best
-from memstore.errors import InvalidInput
+from memstore.errors import InvalidInput, brief
 from memstore.neurons.statistics import category_auc, histogram
 from memstore.rows import check_name
 from memstore.search import Searcher
@@ -71,7 +71,7 @@ class Neurons:
         Labels are hypotheses: ``grade`` (0 to 1) says how far this one could be trusted.
         """
         if grade is not None and (not isinstance(grade, int | float) or not 0 <= grade <= 1):
-            raise InvalidInput(f"grade {grade!r}: use a number from 0 to 1")
+            raise InvalidInput(f"grade {brief(grade)}: use a number from 0 to 1")
         name = check_label(name)
         with self._searcher.view() as view:
             number = view.resolve({neuron: 1.0}).terms[0][0]

@@ -20,7 +20,7 @@ from memstore.catalog.files import (
     warn_of_network,
 )
 from memstore.catalog.neurons import EncoderRecord
-from memstore.errors import InvalidQuery, StoreClosed, StoreError, StoreNotFound
+from memstore.errors import InvalidQuery, StoreClosed, StoreError, StoreNotFound, brief
 from memstore.indices import Indices
 from memstore.search import Searcher
 from memstore.upkeep import Upkeep
@@ -67,7 +67,7 @@ class OpenStore:
         ``EncoderMismatch``, ``StoreReadOnly``.
         """
         if mode not in ("rw", "r"):
-            raise InvalidQuery(f"mode={mode!r}: use 'rw' or 'r'")
+            raise InvalidQuery(f"mode={brief(mode)}: use 'rw' or 'r'")
         database = open_database(path, mode, busy_timeout)
         try:
             return cls(database, prepare(database, encoder))

@@ -12,11 +12,11 @@ from numpy.typing import ArrayLike
 from memstore.catalog import memories, neurons, traces
 from memstore.catalog.filters import compile_filter
 from memstore.core.traces import concatenate, empty
-from memstore.errors import InvalidQuery, MemoryNotFound
+from memstore.errors import InvalidQuery, MemoryNotFound, brief
 from memstore.hits import Hits
 from memstore.neuron_view import Neurons
 from memstore.opening import OpenStore
-from memstore.rows import check_id
+from memstore.rows import check_id, check_name
 from memstore.search import By, Options
 from memstore.types import Explanation, Float32, Memory, Trace, Traces
 from memstore.view import Query, Where
@@ -33,11 +33,12 @@ class Reader(OpenStore):
         """Return one memory by id or by key. Raises ``MemoryNotFound``."""
         if (id is None) == (key is None):
             raise InvalidQuery("give either an id or a key")
-        found = self._id_of_key(key) if key is not None else check_id(id)
+        wanted = check_name("key", key)
+        found = check_id(id) if wanted is None else self._id_of_key(wanted)
         with self._open_database().read() as connection:
             rows = memories.by_ids(connection, [] if found is None else [found])
         if found not in rows:
-            name = f"key {key!r}" if key is not None else f"id {id}"
+            name = f"key {brief(key)}" if key is not None else f"id {id}"
             raise MemoryNotFound(f"no memory has {name}: `list` shows which there are")
         return rows[found]
 

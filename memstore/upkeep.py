@@ -19,7 +19,7 @@ from typing import Any
 
 from memstore.catalog import neurons
 from memstore.catalog.engine import Database
-from memstore.errors import MemstoreError, StoreLocked
+from memstore.errors import IndexDamaged, MemstoreError, StoreLocked
 from memstore.index import files, storing
 from memstore.index.postings import NeuronIndex
 from memstore.indices import Indices, Moment, Vectors
@@ -119,10 +119,12 @@ class Upkeep:
         with self.moment() as now:
             before = self.indices.neurons(now)
             kept = self._kept_vectors(now)
-        after = before
-        if everything or before.wants_compaction:
-            after = before.compacted(everything)
-        after = storing.save_blocks(folder, after)
+        try:
+            after = self._saved_blocks(folder, before, everything)
+        except IndexDamaged as error:
+            with self.moment() as now:
+                before = self.indices.rebuilt(now, error)
+            after = self._saved_blocks(folder, before, everything)
         if vectors:
             kept = self._save_vectors(folder)
         stamp = storing.Stamp(token, now.encoder.fingerprint, before.change)
@@ -132,6 +134,11 @@ class Upkeep:
             neurons.set_index_token(connection, token)
         storing.sweep(folder, token)
         self.indices.replace(before, after)
+
+    def _saved_blocks(self, folder: Path, index: NeuronIndex, everything: bool) -> NeuronIndex:
+        if everything or index.wants_compaction:
+            index = index.compacted(everything)
+        return storing.save_blocks(folder, index)
 
     def _kept_vectors(self, now: Moment) -> Any:
         manifest = self.indices.manifest(now)

@@ -23,7 +23,7 @@ from memstore.core.traces import empty, select
 from memstore.core.vectors import check_vectors, unit_vectors
 from memstore.duplicates import Plan, refuse_known_keys
 from memstore.encoder import Encoder
-from memstore.errors import DuplicateKey, InvalidInput, InvalidVector, MemoryNotFound
+from memstore.errors import DuplicateKey, InvalidInput, InvalidVector, MemoryNotFound, brief
 from memstore.progress import Report
 from memstore.rows import check_row, now
 from memstore.types import Float32, Traces
@@ -82,7 +82,7 @@ class Writer:
     ) -> list[int]:
         """Store rows from any iterable, a batch at a time; returns one id a row, in order."""
         if on_duplicate not in get_args(OnDuplicate):
-            raise InvalidInput(f"on_duplicate={on_duplicate!r}: use 'add' or 'skip'")
+            raise InvalidInput(f"on_duplicate={brief(on_duplicate)}: use 'add' or 'skip'")
         if isinstance(rows, str | bytes | Mapping):
             raise InvalidInput("rows is one row, not many: use insert(), or put it into a list")
         if hasattr(rows, "columns"):

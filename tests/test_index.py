@@ -337,3 +337,23 @@ def test_lists_of_another_version_are_made_anew(path, encoder, monkeypatch, capl
     with MemoryStore.open(path, encoder=encoder) as store:
         assert store.search_vector(vectors[9], 5)[0] == expected[0]
         assert "1 lists" in caplog.text
+
+
+def test_damage_is_not_saved_under_fresh_checksums(path, encoder, caplog):
+    """Blocks are merged from what matches its checksums, else from the catalog."""
+    with MemoryStore.open(path, encoder=encoder) as store:
+        store.insert_many([f"memory {i}" for i in range(400)])
+        store.optimize()
+    file = next(layout.index_folder(path).glob("traces-*.idx"))
+    content = bytearray(file.read_bytes())
+    rows = files.read(file, "traces").arrays["activations"]
+    place = content.index(rows.tobytes())
+    content[place + 40] ^= 0x10
+    file.write_bytes(content)
+    with MemoryStore.open(path, encoder=encoder) as store:
+        store.delete([300])
+        store._upkeep.save(everything=True)
+        assert store.check() == []
+    with MemoryStore.open(path, encoder=encoder) as store:
+        assert store.check() == []
+    assert "rebuilding the neuron index" in caplog.text
