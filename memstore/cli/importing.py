@@ -63,7 +63,7 @@ def import_command(
     """Import FILE ("-" for stdin) into STORE; run again to go on after an interruption.
 
     Fields that are not named become metadata. What `memstore export --encoded` wrote comes back
-    as it was, ids and traces and all, into an empty STORE.
+    as it was, ids and traces and all, into a new STORE.
     """
     names = {
         "text": text,
