@@ -25,7 +25,7 @@ from memstore.catalog.engine import Database
 from memstore.catalog.files import require_new
 from memstore.catalog.neurons import EncoderRecord
 from memstore.errors import InvalidFile, StoreDamaged
-from memstore.files import format_of, load_arrow
+from memstore.files import MAX_LINE, format_of, load_arrow
 
 #: The first line of an encoded export says so; in Parquet it is the schema's metadata.
 HEADING = "memstore_export"
@@ -115,7 +115,10 @@ def write_lines(part: Path, name: str, heading: Row | None, found: Iterable[Row]
     count = 0
     with part.open("wb") as raw, packed(raw, name) as binary, text_of(binary) as file:
         if heading is not None:
-            file.write(json.dumps(heading, ensure_ascii=False) + "\n")
+            line = json.dumps(heading, ensure_ascii=False)
+            if len(line.encode()) > MAX_LINE:
+                raise InvalidFile(f"{name}: its labels are too many for a line: name it .parquet")
+            file.write(line + "\n")
         for row in found:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
             count += 1

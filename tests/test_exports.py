@@ -14,7 +14,7 @@ import numpy as np
 import pandas
 import pytest
 
-from memstore import Encoder, MemoryStore
+from memstore import Encoder, MemoryStore, exports
 from memstore.embed.function import FunctionEmbedder
 from memstore.errors import (
     DuplicateKey,
@@ -266,3 +266,15 @@ def test_an_incomplete_memory_is_not_exported_as_if_it_were_whole(path, tmp_path
         with pytest.raises(StoreDamaged, match="repair"):
             store.export(tmp_path / "all.jsonl", encoded=True)
         assert not (tmp_path / "all.jsonl").exists()
+
+
+def test_a_heading_that_no_reader_would_take_is_not_written(filled, tmp_path, encoder, monkeypatch):
+    """Labels beyond the longest line that import reads: Parquet has no lines."""
+    monkeypatch.setattr(exports, "MAX_LINE", 200)
+    with MemoryStore.open(filled, mode="r", encoder=encoder) as store:
+        with pytest.raises(InvalidFile, match="parquet"):
+            store.export(tmp_path / "all.jsonl", encoded=True)
+        assert not (tmp_path / "all.jsonl").exists()
+        store.export(tmp_path / "all.parquet", encoded=True)
+    with MemoryStore.open(tmp_path / "new.db", encoder=encoder) as store:
+        assert store.load(tmp_path / "all.parquet") == 36
