@@ -6,6 +6,8 @@ import re
 import shutil
 import sqlite3
 import struct
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -217,3 +219,22 @@ def test_an_unfinished_creation_is_completed(path, encoder):
     database.close()
     with MemoryStore.open(path, encoder=encoder) as store:
         assert store.insert("x") == 1
+
+
+def test_a_creation_killed_in_its_first_write_is_begun_anew(path, encoder):
+    """A first page and a hot journal: rolled back, the file is empty again, and no stranger's."""
+    code = (
+        "import os, signal, sqlite3, sys\n"
+        "c = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
+        "c.execute('PRAGMA cache_size = 1')\n"
+        "c.execute('BEGIN')\n"
+        "c.execute('CREATE TABLE a (x)')\n"
+        "c.execute('INSERT INTO a VALUES (zeroblob(100000))')\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(path)], check=False)
+    assert path.stat().st_size > 0
+    assert path.with_name(path.name + "-journal").stat().st_size > 0
+    with MemoryStore.open(path, encoder=encoder) as store:
+        assert store.insert("x") == 1
+        assert store.check() == []

@@ -121,6 +121,8 @@ def inspect_file(path: Path) -> Literal["missing", "empty", "store"]:
     uri = file_uri(path, "rw" if journal.exists() and os.access(path, os.W_OK) else "r")
     with translated(str(path)), closing(sqlite3.connect(uri, uri=True)) as connection:
         found = connection.execute("PRAGMA application_id").fetchone()[0]
+    if path.stat().st_size == 0:
+        return "empty"  # its making was cut short, and has just been rolled back
     if found != APPLICATION_ID:
         raise NotAStore(
             f"{path} is a SQLite database of another program, not a memstore store: choose another "
