@@ -12,6 +12,7 @@ from typing import Any
 
 import mutate
 import numpy as np
+from archive_surfaces import Backups, Exports
 from index_surfaces import IndexOfStore, IndexReaders, filled
 from safetensors import numpy as safetensors
 
@@ -322,4 +323,6 @@ SURFACES = {
     "index": IndexReaders,
     "store": IndexOfStore,
     "weights": Weights,
+    "backups": Backups,
+    "exports": Exports,
 }

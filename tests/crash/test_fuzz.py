@@ -153,6 +153,8 @@ COUNTS = {
     "index": (1000, 30_000),
     "store": (50, 2000),
     "weights": (800, 28_000),
+    "backups": (150, 3_000),
+    "exports": (150, 6_000),
 }
 SIZES = [pytest.param(0, id="few"), pytest.param(1, id="many", marks=pytest.mark.crash)]
 
