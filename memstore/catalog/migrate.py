@@ -22,6 +22,7 @@ from memstore.catalog.failures import translated
 from memstore.catalog.files import APPLICATION_ID, inspect_file
 from memstore.errors import (
     StoreDamaged,
+    StoreLocked,
     StoreNotFound,
     StoreOutOfDate,
     StoreTooNew,
@@ -81,9 +82,20 @@ def create(database: Database) -> None:
 
 
 def use_wal(database: Database) -> None:
-    """Have readers and the writer not wait for each other; a copy comes without."""
-    with database.driver() as raw:
-        raw.execute("PRAGMA journal_mode = WAL")
+    """Have readers and the writer not wait for each other; a copy comes without.
+
+    SQLite does not wait for a lock here, so this does.
+    """
+    deadline = time.monotonic() + database.busy_timeout
+    while True:
+        try:
+            with database.driver() as raw:
+                raw.execute("PRAGMA journal_mode = WAL")
+            return
+        except StoreLocked:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
 
 
 def run_migrations(connection: Connection, target: str) -> None:
