@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from memstore import backups, care, exports, loading
 from memstore.catalog.filters import compile_filter
 from memstore.errors import InvalidFile, InvalidFilter, InvalidInput
-from memstore.files import format_of
+from memstore.files import Format, format_of
 from memstore.progress import Progress, Report
 from memstore.reader import Reader
 from memstore.rows import check_id, check_row
@@ -206,15 +206,16 @@ class MemoryStore(Reader):
         condition = None if where is None else compile_filter(where)
         return exports.export(self._open_database(), condition, Path(path), encoded)
 
-    def load(self, path: str | os.PathLike[str]) -> int:
+    def load(self, path: str | os.PathLike[str], *, kind: Format | None = None) -> int:
         """Read what ``export(encoded=True)`` wrote into this store, which must be new.
 
         Ids, times, vectors, traces and labels come back bit by bit, in one transaction; no text is
-        embedded. Returns how many memories. Raises ``InvalidFile``, ``EncoderMismatch`` where the
-        export is of another encoder, ``StoreError`` where memories are, or were, here already.
+        embedded. ``kind`` is the format where the name does not tell. Returns how many memories.
+        Raises ``InvalidFile``, ``EncoderMismatch`` where the export is of another encoder,
+        ``StoreError`` where memories are, or were, here already.
         """
         database, file = self._open_database(), os.fspath(path)
-        kind = format_of(file, None)
+        kind = format_of(file, kind)
         heading = loading.heading_of(file, kind) if kind in loading.KINDS else None
         if heading is None:
             raise InvalidFile(

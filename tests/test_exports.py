@@ -278,3 +278,27 @@ def test_a_heading_that_no_reader_would_take_is_not_written(filled, tmp_path, en
         store.export(tmp_path / "all.parquet", encoded=True)
     with MemoryStore.open(tmp_path / "new.db", encoder=encoder) as store:
         assert store.load(tmp_path / "all.parquet") == 36
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_an_encoded_export_under_another_name_goes_by_the_format_it_is_told(tmp_path, kind):
+    """`memstore import FILE --format` loads it as it was, like under its own name."""
+    with MemoryStore.open(tmp_path / "old.db") as store:
+        store.insert_many(["It rained all day.", "A letter came."])
+        store.delete([1])
+        store.export(tmp_path / f"all.{kind}", encoded=True)
+    (tmp_path / f"all.{kind}").rename(tmp_path / "all.bin")
+    command = [
+        sys.executable,
+        "-m",
+        "memstore",
+        "import",
+        tmp_path / "new.db",
+        tmp_path / "all.bin",
+    ]
+    done = subprocess.run(
+        [*command, "--format", kind], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "1 memories as they were\n", done.stderr
+    with MemoryStore.open(tmp_path / "new.db", mode="r") as store:
+        assert [memory.id for memory in store.iter()] == [2]

@@ -74,7 +74,7 @@ def import_command(
     }
     asked = [field for field in names if given(field)]
     if is_encoded(file, kind):
-        load_encoded(store, file, as_json)
+        load_encoded(store, file, kind, as_json)
         return
     total = count_rows(file, kind)
     progress = Progress("rows")
@@ -116,10 +116,10 @@ def is_encoded(file: str, kind: Format | None) -> bool:
     return file != STDIN and own in KINDS and heading_of(file, own) is not None
 
 
-def load_encoded(store: str, file: str, as_json: bool) -> None:
-    """Load an encoded export into an empty store, as it was."""
+def load_encoded(store: str, file: str, kind: Format | None, as_json: bool) -> None:
+    """Load an encoded export into a new store, as it was."""
     with writer(store) as opened:
-        count = opened.load(file)
+        count = opened.load(file, kind=kind)
     facts = {"rows": count, "new": count, "memories": count}
     print_result(f"{count} memories as they were", facts, as_json=as_json)
 
