@@ -1,12 +1,14 @@
 """Backups: a copy of a live store, a manifest that says what is in it, and the way back.
 
-The manifest lies beside the copy, ``FILE.manifest.json``. It is there whenever the copy is.
+The manifest lies beside the copy, ``FILE.manifest.json``. It is there whenever the copy is, but for
+those that ``upgrade`` makes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -70,21 +72,17 @@ def require_own(manifest: Path) -> None:
 
 def contents(file: Path) -> Facts:
     """Return what a copy holds."""
-    database = Database(file, "r", BUSY_TIMEOUT)
-    try:
-        with database.read() as connection:
-            state, record = neurons.state(connection), neurons.require_encoder(connection)
-            return {
-                "store_id": state.store_id,
-                "change": state.change,
-                "schema": migrate.revision(connection),
-                "memories": memories.count(connection),
-                "labels": len(neurons.all_labels(connection, record.id)),
-                "encoder": record.name,
-                "fingerprint": record.fingerprint,
-            }
-    finally:
-        database.close()
+    with closing(Database(file, "r", BUSY_TIMEOUT)) as database, database.read() as connection:
+        state, record = neurons.state(connection), neurons.require_encoder(connection)
+        return {
+            "store_id": state.store_id,
+            "change": state.change,
+            "schema": migrate.revision(connection),
+            "memories": memories.count(connection),
+            "labels": len(neurons.all_labels(connection, record.id)),
+            "encoder": record.name,
+            "fingerprint": record.fingerprint,
+        }
 
 
 def seal(file: Path) -> Facts:
@@ -117,8 +115,8 @@ def read_manifest(path: Path) -> Facts:
 def verify(backup: Path) -> list[str]:
     """Return what is wrong with a backup, a sentence each; an empty list is well.
 
-    Compares size and SHA-256 with the manifest, has SQLite check every page, and looks at every
-    vector and trace and at the counts. Restores nothing and changes nothing. Raises
+    Compares size and SHA-256 with the manifest, has SQLite check every page, and looks at the
+    counts and at the size of every vector and trace. Restores nothing and changes nothing. Raises
     ``StoreNotFound``.
     """
     with usable(backup):
@@ -131,37 +129,32 @@ def verify(backup: Path) -> list[str]:
         said = read_manifest(manifest_path(backup))
     except StoreDamaged as error:
         problems.append(str(error))
-    found = seal(backup)
-    problems += [
-        f"{name} of {backup.name} is {value}, the manifest says {said[name]}"
+    return problems + differences(seal(backup), said) + inner_problems(backup, said)
+
+
+def differences(found: Facts, said: Facts) -> list[str]:
+    """Return where what was found is not what the manifest says, a sentence each."""
+    return [
+        f"{name} is {value}, the manifest says {said[name]}"
         for name, value in found.items()
         if name in said and said[name] != value
     ]
-    return problems + inner_problems(backup, said)
 
 
 def inner_problems(backup: Path, said: Facts) -> list[str]:
     """Return what is wrong inside a copy, or differs from what was said of it."""
     try:
         inspect_file(backup)
-        database = Database(backup, "r", BUSY_TIMEOUT)
-        try:
-            with database.read() as connection:
-                problems = neurons.integrity(connection)
-                # An older schema stored them in another way; SHA-256 has been compared.
-                is_current = migrate.revision(connection) == migrate.HEAD
-                if is_current and (broken := neurons.broken(connection)):
-                    problems.append(f"{len(broken)} memories have a broken vector or trace")
-        finally:
-            database.close()
+        with closing(Database(backup, "r", BUSY_TIMEOUT)) as copy, copy.read() as connection:
+            problems = neurons.integrity(connection)
+            # An older schema stored them in another way; SHA-256 has been compared.
+            is_current = migrate.revision(connection) == migrate.HEAD
+            if is_current and (broken := neurons.broken(connection)):
+                problems.append(f"{len(broken)} memories have a broken vector or trace")
         found = contents(backup)
     except StoreError as error:
         return [str(error)]
-    return problems + [
-        f"{name} is {value}, the manifest says {said[name]}"
-        for name, value in found.items()
-        if name in said and said[name] != value
-    ]
+    return problems + differences(found, said)
 
 
 def restore(backup: Path, target: Path) -> Facts:
@@ -176,10 +169,9 @@ def restore(backup: Path, target: Path) -> Facts:
             f"{backup} is not restored: {problems[0]}; take an older backup, or read what can be "
             "read of it with `memstore recover`"
         )
-    database = Database(backup, "r", BUSY_TIMEOUT)
-    try:
-        with durable.appearing(target) as part:
-            migrate.copy_into(database, part, "WAL")
-    finally:
-        database.close()
+    with (
+        closing(Database(backup, "r", BUSY_TIMEOUT)) as database,
+        durable.appearing(target) as part,
+    ):
+        migrate.copy_into(database, part, "WAL")
     return contents(target)

@@ -1,8 +1,8 @@
-"""Every memory in a file that other programs can read, JSON Lines or Parquet, and back again.
+"""Every memory in a file that other programs can read: JSON Lines or Parquet.
 
 A plain export holds what people wrote. An encoded one leaves nothing out: ids and times, vectors
-and traces, labels, and the fingerprint of the encoder that all this is of. Loaded into an empty
-store of the same encoder it is the same store, and no text is embedded for it.
+and traces, labels, and the fingerprint of the encoder that all this is of. Loaded into a new
+store of the same encoder (``memstore.loading``) it is the same store; no text is embedded for it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""An encoded export read back into an empty store: same ids, times, vectors, traces and labels."""
+"""An encoded export read back into a new store: same ids, times, vectors, traces and labels."""
 
 from __future__ import annotations
 

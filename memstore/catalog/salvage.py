@@ -159,7 +159,9 @@ def read_wal(view: memoryview) -> Log:
             break
         begun[number] = page
         if committed:
-            newer, begun, count = newer | begun, {}, committed
+            newer.update(begun)
+            begun.clear()
+            count = committed
     return Log(size, count, newer) if count else NO_LOG
 
 

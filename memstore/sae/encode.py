@@ -131,8 +131,8 @@ class Product:
     BLAS has other routines for one row, for small products and, on some processors, for the rows
     at an edge, which sum in other orders: one trace in 70 then differed in the last bit of an
     activation from the same text's in a batch. Where it sums by place, this one sums in double
-    precision and rounds: in half the speed, and about one value in 10^8 differs before it is
-    rounded to float16, as is all that is stored.
+    precision and rounds: at a third of the speed. By estimate one value in 10^8 then still differs,
+    before all that is stored is rounded to float16.
     """
 
     weight: Float32
@@ -161,8 +161,7 @@ def padded(vectors: Float32, weight: Float32) -> Float32:
 def is_steady(dimension: int) -> bool:
     """Return whether this machine's BLAS sums every row alike, wherever it stands: tried once.
 
-    Of OpenBLAS the kernels for AVX-512 do; those for AVX2, which it takes on newer processors that
-    it does not know by name, do not. Takes a few milliseconds.
+    Of OpenBLAS the kernels for AVX-512 do, those for AVX2 do not. Takes a few milliseconds.
     """
     dice = np.random.default_rng(0)
     vectors = dice.normal(size=(PROBED, dimension)).astype(np.float32)
