@@ -28,11 +28,10 @@ SURPLUS = "\0surplus"
 MAX_LINE = 8_000_000
 #: A JSON array is held in memory several times over while it is parsed.
 MAX_JSON = 64_000_000
-PARQUET = ".parquet"
 #: Rows of a Parquet file decoded at a time.
 PAGE = 2_048
 SUFFIXES: dict[str, Format] = {
-    PARQUET: "parquet",
+    ".parquet": "parquet",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".json": "json",

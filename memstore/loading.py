@@ -20,12 +20,11 @@ from memstore.errors import EncoderMismatch, InvalidFile, InvalidInput, StoreErr
 from memstore.exports import FORMAT, HEADING, PAGE, Row
 from memstore.files import Format, jsonl_rows, lines, parquet_file, parquet_rows
 from memstore.neuron_view import check_label
-from memstore.rows import check_id, check_row, check_time
+from memstore.rows import FIELDS, check_id, check_row, check_time
 from memstore.types import Float32, Traces
 
 #: The formats that an encoded export may have.
 KINDS: tuple[Format, ...] = ("jsonl", "parquet")
-FIELDS = ("text", "category", "key", "metadata", "occurred_at")
 #: Stored vectors are of unit length to within the steps that they are stored in.
 OFF_UNIT = 0.02
 #: Ids end at 2^63; a store goes on from the highest that it was given.
@@ -76,7 +75,7 @@ def load(database: Database, file: str, kind: Format, heading: Row) -> int:
 
 
 def require_fit(tx: Write, record: EncoderRecord, file: str, heading: Row) -> None:
-    """Raise unless the store is empty and of the same encoder."""
+    """Raise unless the store is new and of the same encoder."""
     own = heading.get("encoder")
     if not isinstance(own, dict) or not isinstance(own.get("fingerprint"), str):
         raise InvalidFile(f"{file} does not say which encoder it is of: export again")
@@ -194,7 +193,9 @@ def traces_of(pairs: list[tuple[Any, Any]], width: int) -> Traces:
 def set_labels(tx: Write, record: EncoderRecord, file: str, labels: object) -> None:
     """Give neurons the names that they had."""
     names: dict[str, int] = {}
-    for label in labels if isinstance(labels, list) else ():
+    if not isinstance(labels, list):
+        raise InvalidFile(f"{file}: its labels are {brief(labels)}, no list: export again")
+    for label in labels:
         try:
             number, name, grade = label["neuron"], check_label(label["label"]), label["grade"]
             sound = 0 <= check_id(number) < record.neurons and (grade is None or 0 <= grade <= 1)

@@ -302,3 +302,19 @@ def test_an_encoded_export_under_another_name_goes_by_the_format_it_is_told(tmp_
     assert done.stdout == "1 memories as they were\n", done.stderr
     with MemoryStore.open(tmp_path / "new.db", mode="r") as store:
         assert [memory.id for memory in store.iter()] == [2]
+
+
+@pytest.mark.parametrize("labels", [None, {}, 3, "grief"])
+def test_labels_that_are_no_list_are_not_passed_over(filled, tmp_path, encoder, labels):
+    """They would be lost without a word."""
+    file = tmp_path / "all.jsonl"
+    with MemoryStore.open(filled, mode="r", encoder=encoder) as store:
+        store.export(file, encoded=True)
+    heading, *rows = file.read_text("utf-8").splitlines()
+    file.write_text(
+        "\n".join([json.dumps(json.loads(heading) | {"labels": labels}), *rows]), "utf-8"
+    )
+    with MemoryStore.open(tmp_path / "new.db", encoder=encoder) as store:
+        with pytest.raises(InvalidFile, match="labels"):
+            store.load(file)
+        assert store.count() == 0

@@ -27,22 +27,10 @@ Mode = Literal["rw", "r"]
 
 #: File systems whose locks are another machine's business, or that map files in their own way.
 NETWORK = {
-    *(
-        "9p",
-        "afs",
-        "beegfs",
-        "ceph",
-        "cifs",
-        "davfs",
-        "glusterfs",
-        "lustre",
-        "ncpfs",
-        "nfs",
-        "nfs4",
-    ),
-    *("smb3", "smbfs", "vboxsf"),
-    *("fuse.ceph", "fuse.davfs2", "fuse.glusterfs", "fuse.rclone", "fuse.s3fs", "fuse.sshfs"),
-}
+    "9p", "afs", "beegfs", "ceph", "cifs", "davfs", "glusterfs", "lustre", "ncpfs", "nfs", "nfs4",
+    "smb3", "smbfs", "vboxsf",
+    "fuse.ceph", "fuse.davfs2", "fuse.glusterfs", "fuse.rclone", "fuse.s3fs", "fuse.sshfs",
+}  # fmt: skip
 log = logging.getLogger(__name__)
 
 #: Written into the SQLite header ("mems"), so that a file says what it is.

@@ -193,8 +193,10 @@ def change(
     connection: Connection, memory_id: int, values: dict[str, Any], change: int, now: int
 ) -> None:
     """Set columns of one memory and mark it changed."""
-    query = select(memory.c.category_id).where(memory.c.id == memory_id)
-    before = connection.execute(query).scalar()
+    before = None
+    if "category_id" in values:
+        query = select(memory.c.category_id).where(memory.c.id == memory_id)
+        before = connection.execute(query).scalar()
     if "text" in values:
         values = {**values, "content_hash": content_hash(values["text"])}
     connection.execute(
@@ -202,7 +204,7 @@ def change(
         .where(memory.c.id == memory_id)
         .values(**values, updated_at=now, changed=change)
     )
-    if before is not None and "category_id" in values:
+    if before is not None:
         categories.prune(connection, [before])
 
 
