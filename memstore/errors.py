@@ -12,6 +12,7 @@
     │   ├── InvalidExpression          a neuron expression that cannot be read; knows the position
     │   ├── InvalidQuery               an argument of a query
     │   ├── UnknownNeuron              a number past the last neuron, or a name nobody gave
+    │   ├── InvalidPlan                a plan for generating; names the entry
     │   └── InvalidFile                an import file; knows the line
     ├── MemoryNotFound (KeyError)      an id or key that is not in the store
     ├── DuplicateKey                   a key that another memory already has
@@ -30,6 +31,12 @@
     │   ├── EncoderMismatch            the store's memories were encoded by another encoder
     │   ├── InvalidWeights             a weights folder that cannot be used
     │   └── EmbeddingFailed            the embedder answered something unusable
+    ├── JobError                       work handed to an OpenAI-compatible server
+    │   ├── JobNotFound                no job in that folder
+    │   ├── JobBusy                    another process is at work on it
+    │   ├── JobDamaged                 its files are not what its journal says
+    │   ├── ServerRefused              the server said no: key, quota, model, request
+    │   └── ServerUnreachable          no answer, or none for now: the same call goes on
     └── MissingExtra (ImportError)     an optional dependency; names the extra to install
 """
 
@@ -127,6 +134,10 @@ class UnknownNeuron(InvalidInput):
     """A neuron number the encoder does not have, or a name nobody gave to one."""
 
 
+class InvalidPlan(InvalidInput):
+    """A plan for generating narratives that cannot be followed; the message names the entry."""
+
+
 class InvalidFile(InvalidInput):
     """A file to import that cannot be read; the message names file and line."""
 
@@ -219,6 +230,37 @@ class InvalidWeights(EncoderError):
 
 class EmbeddingFailed(EncoderError):
     """The embedder answered something that is not one vector a text."""
+
+
+class JobError(MemstoreError):
+    """Work handed to an OpenAI-compatible server; what was done so far is kept."""
+
+
+class JobNotFound(JobError):
+    """No job in that folder."""
+
+
+class JobBusy(JobError):
+    """Another process is at work on the job."""
+
+
+class JobDamaged(JobError):
+    """The files of a job are not what its journal says."""
+
+
+class ServerRefused(JobError):
+    """The server said no, and would again: a wrong key, no money, no such model.
+
+    ``status`` is that of its HTTP answer, if there was one.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        self.status = status
+        super().__init__(message)
+
+
+class ServerUnreachable(JobError):
+    """The server gave no answer, or none for now: the same call goes on from here."""
 
 
 class MissingExtra(MemstoreError, ImportError):

@@ -11,6 +11,8 @@ SAE_FOLDER = PACKAGE / "models" / "sae-3072-k32"
 NARRATIVES_SAE_FOLDER = PACKAGE / "models" / "narratives-30"
 #: 450 narratives written for this project, in the prototype's JSON shape.
 NARRATIVES = PACKAGE / "samples" / "narratives.json"
+#: Plans for `memstore generate`.
+PLANS = PACKAGE / "plans"
 
 #: Weights locations inside the package are recorded with this prefix, never as absolute paths:
 #: a store moves between machines, the package lies elsewhere on each.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from memstore.sae.config import SAEConfig
 from memstore.sae.encode import SAE
 
 DIMENSION, NEURONS, K = 6, 10, 4
+CRASH = Path(__file__).parent / "crash"
 
 
 def grid_vectors(texts):
@@ -79,3 +82,26 @@ def path_taken(request, monkeypatch):
         monkeypatch.setattr(native, "load", lambda: None)
     elif native.load() is None:
         pytest.skip("no C kernel was built here")
+
+
+def built(source: str, folder: Path) -> Path:
+    """Return a library built of a C file of tests/crash; skip where there is no compiler."""
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler here")
+    library = folder / source.replace(".c", ".so")
+    flags = ["-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
+    subprocess.run([compiler, *flags, "-o", library, CRASH / source, "-ldl"], check=True)
+    return library
+
+
+@pytest.fixture(scope="session")
+def layer(tmp_path_factory) -> Path:
+    """The file layer that dies on demand."""
+    return built("layer.c", tmp_path_factory.mktemp("layer"))
+
+
+@pytest.fixture(scope="session")
+def offline(tmp_path_factory) -> Path:
+    """The library that ends whoever asks for a socket."""
+    return built("offline.c", tmp_path_factory.mktemp("offline"))

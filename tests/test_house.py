@@ -24,13 +24,13 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 #: from its neighbours (without a cycle).
 LEVELS = {
     0: {"__init__", "durable", "errors", "hits", "types", "layout", "progress"},
-    1: {"core"},
+    1: {"core", "jobs"},
     2: {"catalog", "index", "embed", "sae", "generate", "neurons"},
     3: {
         "backups", "care", "duplicates", "encoder", "evaluation", "experiments", "exports",
-        "files", "indices", "interchange", "loading", "narrative_api", "nearness", "neuron_view",
-        "opening", "reader", "reasons", "recovery", "rows", "search", "store", "tables",
-        "training", "upkeep", "view", "writer",
+        "files", "generation", "indices", "interchange", "loading", "narrative_api", "nearness",
+        "neuron_view", "opening", "reader", "reasons", "recovery", "rows", "search", "store",
+        "tables", "training", "upkeep", "view", "writer",
     },
     4: {"cli", "web", "mcp", "integrations"},
     5: {"__main__"},

@@ -39,6 +39,8 @@ COMMANDS = {
     "restore": "care",
     "recover": "care",
     "upgrade": "care",
+    "generate": "generate",
+    "embed": "embed",
     "train": "lab",
     "evaluate": "evaluation",
     "convert": "convert",

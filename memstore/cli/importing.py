@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import click
@@ -29,6 +30,8 @@ EXPORTED = {
     "created_at",
     "updated_at",
 }
+#: Which field is what, where nobody says otherwise.
+NAMES = {name: name for name in ("text", "category", "key", "occurred_at", "metadata")}
 
 
 @click.command("import")
@@ -65,24 +68,44 @@ def import_command(
     Fields that are not named become metadata. What `memstore export --encoded` wrote comes back
     as it was, ids and traces and all, into a new STORE.
     """
-    names = {
-        "text": text,
-        "category": category,
-        "key": key,
-        "occurred_at": occurred_at,
-        "metadata": "metadata",
-    }
+    given_names = {"text": text, "category": category, "key": key, "occurred_at": occurred_at}
+    names = {**NAMES, **given_names}
     asked = [field for field in names if given(field)]
     if is_encoded(file, kind):
         load_encoded(store, file, kind, as_json)
         return
+    tell_stored(store_file(store, file, kind, names, asked, on_duplicate), as_json=as_json)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What became of the rows of a file."""
+
+    rows: int
+    new: int
+    memories: int
+    """How many the store has now."""
+
+
+def store_file(
+    store: str,
+    file: str,
+    kind: Format | None,
+    names: dict[str, str],
+    asked: list[str] | None = None,
+    on_duplicate: OnDuplicate = "skip",
+) -> Stored:
+    """Insert the rows of a file; what an interruption or a bad row leaves stored is said.
+
+    ``names`` says which field is what, ``asked`` which of them a person named.
+    """
     total = count_rows(file, kind)
     progress = Progress("rows")
     with writer(store) as opened:
         before = opened.count()
         try:
             ids = opened.insert_many(
-                picked(file, kind, names, asked),
+                picked(file, kind, names, asked or []),
                 on_duplicate=on_duplicate,
                 progress=lambda done, _: progress(done, total),
             )
@@ -97,15 +120,19 @@ def import_command(
             raise InvalidFile(f"{error} ({new} new memories are stored)") from error
         progress.close()
         after = opened.count()
-    new = after - before
+    return Stored(len(ids), after - before, after)
+
+
+def tell_stored(stored: Stored, *, as_json: bool) -> None:
+    """Print what became of the rows of a file."""
     if as_json:
-        print_json({"rows": len(ids), "new": new, "memories": after})
+        print_json(asdict(stored))
         return
-    click.echo(f"{len(ids)} rows, {new} new, {after} memories")
-    if new < len(ids):
+    click.echo(f"{stored.rows} rows, {stored.new} new, {stored.memories} memories")
+    if stored.new < stored.rows:
         click.echo(
-            f"memstore: {len(ids) - new} rows were there already by key or text; "
-            "--on-duplicate add stores them again",
+            f"memstore: {stored.rows - stored.new} rows were there already by key or text; "
+            "import --on-duplicate add stores them again",
             err=True,
         )
 

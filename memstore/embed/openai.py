@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
-from memstore.errors import EmbeddingFailed, MissingExtra
+from memstore.embed.batch import ENDPOINT, vectors_of
+from memstore.errors import EmbeddingFailed, JobError
+from memstore.jobs.server import Server
 from memstore.types import Float32
 
 #: Inputs a request; the API allows 2,048 inputs and 300,000 tokens.
@@ -39,15 +40,8 @@ class OpenAIEmbedder:
         return hashlib.sha256(asked.encode()).hexdigest()
 
     @cached_property
-    def _client(self) -> Any:
-        try:
-            import openai
-        except ImportError as error:
-            raise MissingExtra("openai", "openai", f"the embedding model {self.model}") from error
-        try:
-            return openai.OpenAI(base_url=self.base_url)
-        except openai.OpenAIError as error:
-            raise EmbeddingFailed(f"{error}") from error
+    def _server(self) -> Server:
+        return Server(self.base_url)
 
     def embed(self, texts: Sequence[str]) -> Float32:
         """Return one vector a text, (n, d) float32. Raises ``EmbeddingFailed``."""
@@ -55,20 +49,14 @@ class OpenAIEmbedder:
         return np.concatenate(pages) if pages else np.empty((0, self._dimension), np.float32)
 
     def _request(self, texts: Sequence[str]) -> Float32:
-        client = self._client
-        import openai
-
+        body = {"model": self.model, "input": list(texts), "encoding_format": "base64"}
         try:
-            answer = client.embeddings.create(model=self.model, input=list(texts))
-        except openai.OpenAIError as error:
+            vectors = vectors_of(self._server.post(ENDPOINT, body))
+        except JobError as error:
+            raise EmbeddingFailed(f"no embeddings of {self.model}: {error}") from error
+        if vectors.shape != (len(texts), self._dimension):
             raise EmbeddingFailed(
-                f"the endpoint refused to embed with {self.model}: {error}"
-            ) from error
-        # The API may answer in any order; each entry carries its place.
-        vectors = [entry.embedding for entry in sorted(answer.data, key=lambda entry: entry.index)]
-        if [len(v) for v in vectors] != [self._dimension] * len(texts):
-            raise EmbeddingFailed(
-                f"{self.model} answered {len(vectors)} vectors of other length than "
-                f"{self._dimension} for {len(texts)} texts: check model and dimension"
+                f"{self.model} answered vectors of shape {vectors.shape}, not "
+                f"{(len(texts), self._dimension)}: check model and dimension"
             )
-        return np.asarray(vectors, dtype=np.float32)
+        return vectors

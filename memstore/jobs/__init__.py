@@ -1,0 +1,1 @@
+"""Work that an OpenAI-compatible server does for us: the one room that knows the network."""
