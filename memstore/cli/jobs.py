@@ -56,8 +56,8 @@ def submit_command(folder: Path, base_url: str | None, yes: bool, as_json: bool)
     Only what is not at the server and has no good answer is asked: run it again after a failure,
     an expired batch or an interruption, and nothing is paid for twice.
     """
-    job, server = Job(folder), Server(base_url)
-    with job.working():
+    job = Job(folder)
+    with Server(base_url) as server, job.working():
         standing = standing_of(job)
         again = standing.open(job.facts.attempts, planned=False)
         waiting = [part for part in job.parts() if part.waits]
@@ -96,8 +96,8 @@ def direct_command(
     Waits as Retry-After says. Run it again after an interruption: of what was paid for, only
     requests in the air when the process was killed are asked once more.
     """
-    job, server = Job(folder), Server(base_url)
-    with job.working():
+    job = Job(folder)
+    with Server(base_url) as server, job.working():
         for part in job.parts():
             if part.waits and part.begun:
                 raise JobError(f"part {part.number} may be at the server: run submit first")

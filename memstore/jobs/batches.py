@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import cache
 
 from memstore.durable import appearing
@@ -64,17 +65,19 @@ def found(job: Job, server: Server, marks: dict[str, str]) -> str | None:
     return batch
 
 
-def look(job: Job) -> Iterator[tuple[Part, Batch]]:
-    """Yield every part the server is at work on, and how far it is."""
-    servers = cache(Server)
-    for part in job.parts():
-        if part.runs and part.batch is not None:
-            yield part, servers(part.server).batch(part.batch)
+def look(job: Job) -> list[tuple[Part, Batch]]:
+    """Return every part the server is at work on, and how far it is."""
+    with servers() as at:
+        return [
+            (part, at(part.server).batch(part.batch))
+            for part in job.parts()
+            if part.runs and part.batch is not None
+        ]
 
 
 def poll(job: Job) -> list[tuple[Part, Batch]]:
     """Look at every part the server is at work on, and write down which ended."""
-    looked = list(look(job))
+    looked = look(job)
     for part, batch in looked:
         if batch.ended:
             facts = {"output": batch.output, "errors": batch.errors, "why": batch.why}
@@ -100,22 +103,25 @@ def watch(job: Job, every: float | None, report: Callable[[int, int], None]) -> 
 def fetch(job: Job) -> list[Part]:
     """Download what ended parts left; returns those parts. Broken output is fetched once more."""
     poll(job)
-    servers = cache(Server)
-    fetched = []
-    for part in job.parts():
-        if not part.can_fetch:
-            continue
-        server = servers(part.server)
-        broken = 0
-        for file, path in (
-            (part.output, job.output_path(part)),
-            (part.errors, job.errors_path(part)),
-        ):
-            if file is None:
-                continue
-            with appearing(path, over=True) as aside:
-                server.download(file, aside)
-            broken += sum(not isinstance(answer, Answer) for answer in read_answers(path))
-        job.record(part, "fetched", broken=broken)
-        fetched.append(part)
-    return fetched
+    parts = [part for part in job.parts() if part.can_fetch]
+    with servers() as at:
+        for part in parts:
+            broken = 0
+            for file, path in (
+                (part.output, job.output_path(part)),
+                (part.errors, job.errors_path(part)),
+            ):
+                if file is None:
+                    continue
+                with appearing(path, over=True) as aside:
+                    at(part.server).download(file, aside)
+                broken += sum(not isinstance(answer, Answer) for answer in read_answers(path))
+            job.record(part, "fetched", broken=broken)
+    return parts
+
+
+@contextmanager
+def servers() -> Iterator[Callable[[str | None], Server]]:
+    """Lend a function from an address to its server, closed at the end."""
+    with ExitStack() as stack:
+        yield cache(lambda url: stack.enter_context(Server(url)))

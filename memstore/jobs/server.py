@@ -80,6 +80,17 @@ class Server:
             )
         return openai.OpenAI(base_url=self.base_url, max_retries=RETRIES, timeout=TIMEOUT)
 
+    def close(self) -> None:
+        """Close the connections, if there are any."""
+        if "_client" in vars(self):
+            self._client.close()
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     def upload(self, path: Path) -> str:
         """Upload a file of requests, streamed; returns its id."""
         with talking(self.base_url), path.open("rb") as file:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
 import urllib.request
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import pytest
+
+from memstore.cli import main
 
 ROOT = Path(__file__).parents[2]
 KEY = "sk-test-4e1b8c5d0a97f3326d2c"
@@ -98,7 +104,23 @@ class Shell:
         }
 
     def run(self, *arguments, code=0, **environment):
-        """Run a command; its exit status must be ``code``, and it never says a traceback."""
+        """Run a command in this process; its exit status must be ``code``."""
+        out, err = io.StringIO(), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+            patch.chdir(self.folder)
+            patch.setattr(sys, "argv", ["memstore", *map(str, arguments)])
+            patch.setattr(sys, "stdin", io.StringIO())
+            for name, value in self.environment(**environment).items():
+                patch.setenv(name, value)
+            with pytest.raises(SystemExit) as ended:
+                main()
+        done = subprocess.CompletedProcess(
+            arguments, ended.value.code, out.getvalue(), err.getvalue()
+        )
+        return self.heard(done, code)
+
+    def spawn(self, *arguments, code=0, **environment):
+        """Run a command in a process of its own."""
         done = subprocess.run(
             [sys.executable, "-m", "memstore", *map(str, arguments)],
             cwd=self.folder,
@@ -108,8 +130,12 @@ class Shell:
             check=False,
             timeout=300,
         )
+        return self.heard(done, code)
+
+    def heard(self, done, code):
+        """Keep what a command said. None says a traceback."""
         self.said += [done.stdout, done.stderr]
-        assert done.returncode == code, (arguments, done.stdout, done.stderr)
+        assert done.returncode == code, (done.args, done.stdout, done.stderr)
         assert "Traceback" not in done.stderr
         return done
 

@@ -31,6 +31,8 @@ STEPS = [
     ("check", "job"),
     ("process", "job", "--store", "diary.db"),
 ]
+#: Among how many file operations of a step dice choose: small where a kill is no step back.
+REACH = {"plan": 16, "submit": 3, "watch": 3, "fetch": 12, "check": 12, "process": 60}
 
 
 def killed(shell, layer, at, half, step):
@@ -65,20 +67,30 @@ def judge_end(shell, api, count):
     assert sorted(stored) == sorted(api.paid)
 
 
-def test_three_hundred_requests_killed_at_every_step(shell, api, layer):
-    """At the first file operation, then at the second, ... until the step lives to its end."""
+def campaign(shell, api, layer, kills, seed):
+    """Kill each step so often, at file operations that dice choose, then let it live."""
     (shell.folder / "plan.toml").write_text(plan_text(180, 120))
-    kills = {}
+    dice = random.Random(seed)
+    died = 0
     for step in STEPS:
-        # Within a store's writes the harness of tests/crash looks closer: every seventh will do.
-        stride = 7 if step[0] in ("check", "process") else 1
-        at = 0
-        while killed(shell, layer, at, at % 2, step):
-            at += stride
-            kills[step[0]] = kills.get(step[0], 0) + 1
-    assert kills["submit"] >= 9
-    assert min(kills[name] for name in ("plan", "watch", "fetch", "check", "process")) >= 2
+        for _ in range(kills):
+            if not killed(shell, layer, dice.randrange(REACH[step[0]]), dice.randrange(2), step):
+                break
+            died += 1
+        shell.run("generate", *step)
     judge_end(shell, api, 300)
+    return died
+
+
+def test_three_hundred_requests_killed_at_every_step(shell, api, layer):
+    """Three batches; each step dies four times, before or in the middle of a write."""
+    assert campaign(shell, api, layer, kills=4, seed=1) >= 18
+
+
+@pytest.mark.slow
+def test_three_hundred_requests_killed_over_and_over(shell, api, layer):
+    """The same, thirty times a step."""
+    assert campaign(shell, api, layer, kills=30, seed=2) >= 60
 
 
 def test_the_direct_mode_killed_over_and_over(shell, api, layer):

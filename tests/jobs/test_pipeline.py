@@ -201,8 +201,8 @@ def test_wrong_use_is_one_line(shell, job, tmp_path):
 def test_the_key_is_nowhere(shell, api, job):
     """Not in a file, a message, a traceback, the client's own log, or the list of processes."""
     api.fault(at="POST /batches", kind="status", status=401, message=f"no such key: {KEY}")
-    shell.run("generate", "submit", "job", "--yes", code=1, OPENAI_LOG="debug")
-    shell.run("generate", "submit", "job", "--yes", OPENAI_LOG="debug")
+    shell.spawn("generate", "submit", "job", "--yes", code=1, OPENAI_LOG="debug")
+    shell.spawn("generate", "submit", "job", "--yes", OPENAI_LOG="debug")
     watching = subprocess.Popen(
         [sys.executable, "-m", "memstore", "generate", "watch", "job", "--every", "0.1"],
         cwd=shell.folder,
@@ -217,11 +217,11 @@ def test_the_key_is_nowhere(shell, api, job):
     shell.said += [listed.stdout, *watching.communicate(timeout=60)]
     assert "generate watch" in listed.stdout
     api.fault(at="POST /chat/completions", kind="status", status=403, message=KEY, times=99)
-    shell.run("generate", "fetch", "job", OPENAI_LOG="debug")
-    shell.run("generate", "plan", "two", "--plan", "plan.toml")
-    shell.run("generate", "direct", "two", "--yes", code=1, OPENAI_LOG="debug")
-    shell.run("generate", "check", "job")
-    shell.run("generate", "process", "job", "--store", "diary.db")
+    shell.spawn("generate", "fetch", "job", OPENAI_LOG="debug")
+    shell.spawn("generate", "plan", "two", "--plan", "plan.toml")
+    shell.spawn("generate", "direct", "two", "--yes", code=1, OPENAI_LOG="debug")
+    shell.spawn("generate", "check", "job")
+    shell.spawn("generate", "process", "job", "--store", "diary.db")
     code = (
         "import pathlib, traceback, logging\nlogging.basicConfig(level=0)\n"
         "from memstore.jobs.server import Server\n"
