@@ -133,7 +133,7 @@ def test_ctrl_c_keeps_what_is_in_the_air(shell, api, job):
 
 def test_ctrl_c_ends_the_watching_alone(shell, api, job):
     """The batch goes on at the server."""
-    api.fault(at="GET /batches/", kind="slow", seconds=0.5, times=99)
+    api.fault(at="GET /batches/", kind="slow", seconds=8)
     shell.run("generate", "submit", "job", "--yes")
     process = subprocess.Popen(
         [sys.executable, "-m", "memstore", "generate", "watch", "job", "--every", "5"],
@@ -142,10 +142,10 @@ def test_ctrl_c_ends_the_watching_alone(shell, api, job):
         stderr=subprocess.PIPE,
         text=True,
     )
-    time.sleep(1.2)
+    time.sleep(2.5)
     process.send_signal(signal.SIGINT)
     assert "Traceback" not in process.communicate(timeout=60)[1]
-    assert process.returncode in (0, 130)
+    assert process.returncode == 130
     api.heal()
     shell.run("generate", "watch", "job", "--every", "0.1")
     assert shell.json("generate", "fetch", "job") == {"answered": 10}
