@@ -72,8 +72,8 @@ def heading_of(
         "memories": memories.count(connection, condition),
         "last_id": memories.last_id(connection),
         "labels": [
-            {"neuron": number, "label": name, "grade": grade}
-            for number, name, grade in neurons.graded_labels(connection, record.id)
+            {"neuron": number, "label": name, "grade": grade, "method": method}
+            for number, name, grade, method in neurons.graded_labels(connection, record.id)
         ],
     }
 

@@ -19,8 +19,7 @@ from memstore.duplicates import refuse_known_keys
 from memstore.errors import EncoderMismatch, InvalidFile, InvalidInput, StoreError, brief
 from memstore.exports import FORMAT, HEADING, PAGE, Row
 from memstore.files import Format, jsonl_rows, lines, parquet_file, parquet_rows
-from memstore.neuron_view import check_label
-from memstore.rows import FIELDS, check_id, check_row, check_time
+from memstore.rows import FIELDS, check_id, check_label, check_name, check_row, check_time
 from memstore.types import Float32, Traces
 
 #: The formats that an encoded export may have.
@@ -198,9 +197,10 @@ def set_labels(tx: Write, record: EncoderRecord, file: str, labels: object) -> N
     for label in labels:
         try:
             number, name, grade = label["neuron"], check_label(label["label"]), label["grade"]
+            method = check_name("method", label.get("method", neurons.GIVEN))
             sound = 0 <= check_id(number) < record.neurons and (grade is None or 0 <= grade <= 1)
-        except (InvalidInput, KeyError, TypeError) as error:
+        except (InvalidInput, KeyError, TypeError, AttributeError) as error:
             raise InvalidFile(f"{file}: {brief(label)} is no label: {error}") from error
         if not sound or name is None or names.setdefault(name, number) != number:
             raise InvalidFile(f"{file}: {brief(label)} is no label of a neuron: export again")
-        neurons.set_label(tx.connection, record.id, number, name, grade)
+        neurons.set_label(tx.connection, record.id, number, name, grade, method)

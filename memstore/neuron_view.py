@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import re
+import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from memstore import labelling
 from memstore.catalog import categories, neurons
 from memstore.catalog.engine import Database
 from memstore.core.expression import NeuronQuery, NeuronRef
 from memstore.core.ranking import best
 from memstore.errors import InvalidInput, brief
+from memstore.labelling import Made
+from memstore.neurons.dictionary import Entry, Names, dictionary_of
 from memstore.neurons.statistics import category_auc, histogram
-from memstore.rows import check_name
+from memstore.progress import Report
+from memstore.rows import check_label
 from memstore.search import Searcher
 from memstore.types import Neuron
 
@@ -51,11 +56,16 @@ class Neurons:
                     continue  # its trace is lost: `check` reports it
                 mask = members.setdefault(name, np.zeros(len(ids), dtype=bool))
                 mask[np.searchsorted(ids, memory_id)] = True
-            label, grade = neurons.label(view.connection, view.encoder.id, number)
+            label, grade, method = neurons.label(view.connection, view.encoder.id, number)
+            dictionary = dictionary_of(view.encoder.fingerprint)
+            entry = None if dictionary is None else dictionary.entries[number]
+            if entry is not None and entry.label and (label is None or method in neurons.MADE):
+                label, grade = entry.label, entry.grade
             return Neuron(
                 id=number,
                 label=label,
                 grade=grade,
+                sentence=None if entry is None else entry.sentence,
                 fires=len(fired),
                 fire_rate=len(fired) / len(ids) if len(ids) else 0.0,
                 mean=float(fired.scores.mean()) if len(fired) else 0.0,
@@ -89,21 +99,57 @@ class Neurons:
     def of(self, numbers: Sequence[int]) -> dict[int, str]:
         """Return ``{neuron: label}`` of those of these neurons that have one."""
         with self._database.read() as connection:
-            encoder_id = neurons.require_encoder(connection).id
-            return neurons.labels(connection, encoder_id, numbers)
+            encoder = neurons.require_encoder(connection)
+            given, made = neurons.labels(connection, encoder.id, numbers)
+            known = Names(given, made, encoder.fingerprint)
+            return {number: known[number] for number in numbers if number in known}
+
+    def find(self, words: str, count: int = 10) -> list[Entry]:
+        """Return the dictionary's entries nearest to some words, best first.
+
+        By words and spelling, not by meaning. Empty for an encoder without a dictionary.
+        """
+        with self._database.read() as connection:
+            dictionary = dictionary_of(neurons.require_encoder(connection).fingerprint)
+        return [] if dictionary is None else dictionary.find(words, count)
+
+    def make_labels(self, report: Report | None = None) -> list[Made]:
+        """Write labels from this store's own texts, without a model, and store the clear ones.
+
+        A label given by hand stays, and the dictionary's come first. Returns one a neuron, with its
+        grade: AUC on texts kept apart. Of a store of more than ``SAMPLE`` memories, the newest are
+        looked at. Raises ``StoreReadOnly``, and what the encoder raises.
+        """
+        with self._searcher.view() as view:
+            encoder = self._searcher.load_encoder(view.encoder)
+            texts, vectors, traces = labelling.material(view.connection, view.encoder)
+        made = labelling.make_labels(texts, vectors, traces, encoder, report)
+        with self._database.write() as tx:
+            labelling.store_labels(tx.connection, neurons.require_encoder(tx.connection).id, made)
+        return made
+
+    def made(self) -> dict[int, tuple[str, float | None]]:
+        """Return ``{neuron: (label, grade)}`` of the labels that were made here, shown or not."""
+        with self._database.read() as connection:
+            rows = neurons.graded_labels(connection, neurons.require_encoder(connection).id)
+        return {
+            number: (name, grade) for number, name, grade, method in rows if method in neurons.MADE
+        }
+
+    def export_labels(self, path: str | os.PathLike[str]) -> int:
+        """Write the labels given or made here to a new file; returns how many."""
+        with self._database.read() as connection:
+            return labelling.export_labels(connection, Path(path))
+
+    def import_labels(self, path: str | os.PathLike[str]) -> int:
+        """Take the labels of such a file; returns how many.
+
+        Raises ``InvalidFile``, and ``EncoderMismatch`` for labels of another encoder's neurons.
+        """
+        with self._database.write() as tx:
+            return labelling.import_labels(tx.connection, Path(path))
 
     def labels(self) -> list[str]:
-        """Return every label given so far, by name."""
+        """Return every label given in this store so far, by name."""
         with self._database.read() as connection:
             return neurons.all_labels(connection, neurons.require_encoder(connection).id)
-
-
-def check_label(name: str | None) -> str | None:
-    """Return a label without blanks at its ends. Raises for one that reads as a number."""
-    label = check_name("label", name)
-    if label is None:
-        return None
-    label = " ".join(label.split())
-    if re.fullmatch(r"N?[0-9]+", label):
-        raise InvalidInput(f"{label!r} would be read as the number of a neuron: use a word")
-    return label

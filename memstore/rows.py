@@ -216,3 +216,14 @@ def check_id(value: object) -> int:
     if not isinstance(value, int | np.integer) or isinstance(value, bool) or not 0 <= value < 2**63:
         raise InvalidQuery(f"{brief(value)} is not a memory id: ids are whole numbers")
     return int(value)
+
+
+def check_label(name: str | None) -> str | None:
+    """Return a label without blanks at its ends. Raises for one that reads as a number."""
+    label = check_name("label", name)
+    if label is None:
+        return None
+    label = " ".join(label.split())
+    if re.fullmatch(r"N?[0-9]+", label):
+        raise InvalidInput(f"{label!r} would be read as the number of a neuron: use a word")
+    return label

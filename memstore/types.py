@@ -176,13 +176,15 @@ class Neuron:
     ``fire_rate`` is the share of live memories it fires for. ``histogram`` counts activations in
     ten equal bins from 0 to ``maximum``. ``categories`` maps a category to the AUC of this
     neuron's activation for it (0.5 says nothing, 1.0 always stronger inside; Mann-Whitney, ties
-    count half), best first. ``grade`` is how far the label could be trusted when it was tested,
-    None where it never was.
+    count half), best first. ``label`` is the one given here, or else the dictionary's; ``grade``
+    is how far it could be trusted when it was tested, None where it never was. ``sentence`` is what
+    the dictionary says of the neuron, None for an encoder that has none.
     """
 
     id: int
     label: str | None
     grade: float | None
+    sentence: str | None
     fires: int
     fire_rate: float
     mean: float
@@ -197,6 +199,7 @@ class Neuron:
             "id": self.id,
             "label": self.label,
             "grade": self.grade,
+            "sentence": self.sentence,
             "fires": self.fires,
             "fire_rate": self.fire_rate,
             "mean": self.mean,

@@ -23,6 +23,7 @@ from memstore.errors import IndexDamaged, UnknownNeuron, brief
 from memstore.index.question import Work
 from memstore.index.selection import Selection
 from memstore.indices import Moment
+from memstore.neurons.dictionary import Names, dictionary_of
 from memstore.rows import now
 from memstore.types import Int64, Step, Trace
 
@@ -94,6 +95,10 @@ def is_plain(where: object) -> bool:
     return False
 
 
+#: Near names offered for one that nobody gave.
+NEAR = 4
+
+
 @dataclass(frozen=True)
 class View:
     """One state of the store: the transaction a query runs in and what holds throughout it."""
@@ -129,13 +134,23 @@ class View:
         return self.moment.encoder
 
     def number(self, name: str) -> int:
-        """Return the neuron with this label. Raises ``UnknownNeuron``, with near names."""
+        """Return the neuron of this name: one given here, the dictionary's, or one made here.
+
+        Raises ``UnknownNeuron``, with near names.
+        """
         found = neurons.number_of_label(self.connection, self.encoder.id, name)
+        dictionary = None if found is not None else dictionary_of(self.encoder.fingerprint)
+        if dictionary is not None:
+            found = dictionary.number(name)
+        if found is None:
+            found = neurons.number_of_label(self.connection, self.encoder.id, name, made=True)
         if found is None:
             known = neurons.all_labels(self.connection, self.encoder.id)
-            near = difflib.get_close_matches(name, known, 3)
+            near = difflib.get_close_matches(name, known, NEAR)
+            if dictionary is not None:
+                near += [str(entry.label) for entry in dictionary.find(name, NEAR)]
             hint = (
-                f"did you mean {', '.join(map(brief, near))}?"
+                f"did you mean {', '.join(map(brief, dict.fromkeys(near)))}?"
                 if near
                 else (
                     "give it one: `memstore neuron STORE 15 --label grief`, store.neurons.label()"
@@ -170,9 +185,10 @@ class View:
         factors = decay((now() - born) / 1e6, half_life)
         return Ranked(found.ids, decayed(found.scores, factors))
 
-    def labels(self, wanted: list[int]) -> dict[int, str]:
-        """Return the labels of these neurons."""
-        return neurons.labels(self.connection, self.encoder.id, wanted)
+    def labels(self, wanted: list[int]) -> Mapping[int, str]:
+        """Return the labels of these neurons, given here or in the dictionary."""
+        given, made = neurons.labels(self.connection, self.encoder.id, wanted)
+        return Names(given, made, self.encoder.fingerprint)
 
     def traces(self, ids: Int64) -> dict[int, Trace]:
         """Return ``{id: trace}``."""

@@ -18,6 +18,10 @@ from memstore.core.vectors import stored_sizes
 from memstore.errors import RESCUE, StoreDamaged, StoreNotFound
 from memstore.types import Float64, Int64
 
+#: How a label came about: by hand, or by ``MADE`` methods, which yield to every other.
+GIVEN = "given"
+MADE = ("words", "exemplar")
+
 
 @dataclass(frozen=True)
 class EncoderRecord:
@@ -110,33 +114,47 @@ def register_encoder(connection: Connection, record: EncoderRecord) -> int:
     return int(encoder_id)
 
 
-def label(connection: Connection, encoder_id: int, number: int) -> tuple[str | None, float | None]:
-    """Return (label, grade) of a neuron."""
+def label(
+    connection: Connection, encoder_id: int, number: int
+) -> tuple[str | None, float | None, str | None]:
+    """Return (label, grade, method) of a neuron."""
     row = connection.execute(
-        select(neuron.c.label, neuron.c.grade).where(
+        select(neuron.c.label, neuron.c.grade, neuron.c.method).where(
             neuron.c.encoder_id == encoder_id, neuron.c.neuron == number
         )
     ).one_or_none()
-    return (None, None) if row is None else (row.label, row.grade)
+    return (None, None, None) if row is None else (row.label, row.grade, row.method)
 
 
-def labels(connection: Connection, encoder_id: int, numbers: Sequence[int]) -> dict[int, str]:
-    """Return ``{neuron: label}`` of those that have one."""
+def labels(
+    connection: Connection, encoder_id: int, numbers: Sequence[int]
+) -> tuple[dict[int, str], dict[int, str]]:
+    """Return ``{neuron: label}`` of those that were given one, and of those one was made for."""
     if not numbers:
-        return {}
+        return {}, {}
     rows = driver_of(connection).execute(
-        "SELECT neuron, label FROM neuron WHERE encoder_id = ? AND label IS NOT NULL "
+        "SELECT neuron, label, method FROM neuron WHERE encoder_id = ? AND label IS NOT NULL "
         f"AND neuron IN {places(len(numbers))}",
         (encoder_id, *parameters(numbers)),
     )
-    return dict(rows)
+    given: dict[int, str] = {}
+    made: dict[int, str] = {}
+    for number, name, method in rows:
+        (made if method in MADE else given)[number] = name
+    return given, made
 
 
-def number_of_label(connection: Connection, encoder_id: int, name: str) -> int | None:
-    """Return the neuron with this label."""
-    return connection.execute(
-        select(neuron.c.neuron).where(neuron.c.encoder_id == encoder_id, neuron.c.label == name)
-    ).scalar()
+def number_of_label(
+    connection: Connection, encoder_id: int, name: str, *, made: bool = False
+) -> int | None:
+    """Return the neuron that was given this label, or that it was ``made`` for."""
+    rows = select(neuron.c.neuron, neuron.c.method).where(
+        neuron.c.encoder_id == encoder_id, neuron.c.label == name
+    )
+    for number, method in connection.execute(rows.order_by(neuron.c.neuron)):
+        if (method in MADE) == made:
+            return int(number)
+    return None
 
 
 def all_labels(connection: Connection, encoder_id: int) -> list[str]:
@@ -147,19 +165,26 @@ def all_labels(connection: Connection, encoder_id: int) -> list[str]:
     return list(connection.execute(query.order_by(neuron.c.label)).scalars())
 
 
-def graded_labels(connection: Connection, encoder_id: int) -> list[tuple[int, str, float | None]]:
-    """Return (neuron, label, grade) of all that have a label, by neuron."""
-    query = select(neuron.c.neuron, neuron.c.label, neuron.c.grade).where(
+def graded_labels(
+    connection: Connection, encoder_id: int
+) -> list[tuple[int, str, float | None, str | None]]:
+    """Return (neuron, label, grade, method) of all that have a label, by neuron."""
+    query = select(neuron.c.neuron, neuron.c.label, neuron.c.grade, neuron.c.method).where(
         neuron.c.encoder_id == encoder_id, neuron.c.label.is_not(None)
     )
     return [tuple(row) for row in connection.execute(query.order_by(neuron.c.neuron))]
 
 
 def set_label(
-    connection: Connection, encoder_id: int, number: int, name: str | None, grade: float | None
+    connection: Connection,
+    encoder_id: int,
+    number: int,
+    name: str | None,
+    grade: float | None,
+    method: str | None = GIVEN,
 ) -> None:
     """Name a neuron, or take its name away with None."""
-    values = {"label": name, "grade": grade, "method": None if name is None else "given"}
+    values = {"label": name, "grade": grade, "method": None if name is None else method}
     connection.execute(
         upsert(neuron)
         .values(encoder_id=encoder_id, neuron=number, **values)

@@ -27,6 +27,7 @@ COMMANDS = {
     "composite": "ask",
     "similar": "ask",
     "neuron": "look",
+    "labels": "labels",
     "show": "look",
     "list": "look",
     "stats": "look",

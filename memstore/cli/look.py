@@ -24,6 +24,7 @@ from memstore.cli.output import (
     printable,
     width,
 )
+from memstore.types import Neuron
 
 BARS = " ▁▂▃▄▅▆▇█"
 SHOWN_NEURONS = 12
@@ -54,7 +55,8 @@ def neuron_command(
     print_facts(
         {
             "neuron": known.id,
-            "label": known.label or "-",
+            "label": labelled(known),
+            "meaning": known.sentence or "-",
             "fires for": f"{known.fires} memories ({known.fire_rate:.1%})",
             "activation": f"mean {known.mean:.3f}, largest {known.maximum:.3f}",
             "histogram": f"0 |{bars}| {known.maximum:.3f}",
@@ -62,6 +64,13 @@ def neuron_command(
         }
     )
     print_hits(known.top, as_json=False, why=False)
+
+
+def labelled(known: Neuron) -> str:
+    """Return a neuron's label and its grade."""
+    if known.label is None:
+        return "-"
+    return known.label if known.grade is None else f"{known.label} (grade {known.grade:.2f})"
 
 
 @click.command("show")

@@ -1,0 +1,196 @@
+"""The dictionary that ships: what each neuron of the shipped encoder was read to mean.
+
+One file, bound to its encoder by fingerprint: of another encoder it says nothing. How its labels
+were written and graded: docs/neurons.md.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+from memstore.errors import InvalidFile, brief
+from memstore.layout import DICTIONARY
+
+FORMAT = 1
+#: Words of a name that say nothing of what it names.
+STOP = frozenset(
+    {
+        "a",
+        "an",
+        "and",
+        "as",
+        "at",
+        "by",
+        "for",
+        "from",
+        "in",
+        "is",
+        "it",
+        "not",
+        "of",
+        "on",
+        "or",
+        "the",
+        "to",
+        "with",
+    }
+)
+WORD = re.compile(r"[a-z0-9']+")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known of one neuron."""
+
+    neuron: int
+    label: str | None
+    """None where reading found nothing that its texts share, or a second reading disagreed."""
+    sentence: str | None
+    """What it fires for, and what not; without a label, what was seen."""
+    grade: float | None
+    """How well the label did on unseen texts, 0 to 1; of the shipped dictionary the balanced
+    accuracy of a second reading."""
+    method: str = "read"
+    """How the label came about."""
+    also: Sequence[str] = ()
+    """Other names for it, which people may type."""
+
+
+def read_labels(path: Path) -> tuple[dict[str, Any], list[Entry]]:
+    """Return the heading and the entries of a file of labels. Raises ``InvalidFile``."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            heading, *lines = map(json.loads, file)
+        if heading["memstore"] != "labels" or heading["format"] != FORMAT:
+            raise InvalidFile(f"{path} holds no labels of this version: {brief(heading)}")
+        entries = [Entry(**line) for line in lines]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InvalidFile(f"{path} cannot be read as labels: {error}") from error
+    return dict(heading), entries
+
+
+def heading_of(fingerprint: str, name: str) -> dict[str, Any]:
+    """Return the first line of a file of labels, which binds them to an encoder."""
+    return {"memstore": "labels", "format": FORMAT, "encoder": fingerprint, "name": name}
+
+
+class Dictionary:
+    """Labels of the neurons of one encoder."""
+
+    def __init__(self, heading: Mapping[str, Any], entries: Sequence[Entry]) -> None:
+        self.heading, self.entries = heading, entries
+        self.fingerprint = str(heading["encoder"])
+
+    @classmethod
+    def read(cls, path: Path) -> Dictionary:
+        """Return the dictionary in a file: a heading, then a line a neuron, in order.
+
+        Raises ``InvalidFile``.
+        """
+        heading, entries = read_labels(path)
+        if [entry.neuron for entry in entries] != list(range(len(entries))):
+            raise InvalidFile(f"{path} does not have a line a neuron, in order: reinstall memstore")
+        return cls(heading, entries)
+
+    @cached_property
+    def names(self) -> dict[str, int]:
+        """``{name in small letters: neuron}``, labels and their other names."""
+        return {
+            name.casefold(): entry.neuron
+            for entry in self.entries
+            if entry.label is not None
+            for name in (*entry.also, entry.label)
+        }
+
+    def label(self, neuron: int) -> str | None:
+        """Return the label of a neuron."""
+        return self.entries[neuron].label if neuron < len(self.entries) else None
+
+    def number(self, name: str) -> int | None:
+        """Return the neuron of this name, capitals aside."""
+        return self.names.get(" ".join(name.split()).casefold())
+
+    def find(self, text: str, count: int = 10) -> list[Entry]:
+        """Return the entries nearest to some words, best first.
+
+        By words in common (their beginnings count: "grieving" finds "grief over"), in the label
+        before the sentence, the better graded first; then by spelling.
+        """
+        wanted = words(text)
+        scored = []
+        for entry in self.entries:
+            if entry.label is None:
+                continue
+            names = words(" ".join((entry.label, *entry.also)))
+            near = shared(wanted, names) + 0.3 * shared(wanted, words(entry.sentence or ""))
+            if near > 0:
+                length = len(words(entry.label))
+                scored.append((-near, length, -(entry.grade or 0.0), entry.neuron))
+        found = [self.entries[neuron] for *_, neuron in sorted(scored)[:count]]
+        if len(found) < count:
+            spelt = difflib.get_close_matches(text.casefold(), self.names, count - len(found))
+            spelt = [name for name in spelt if self.entries[self.names[name]] not in found]
+            found += [self.entries[self.names[name]] for name in spelt]
+        return found
+
+
+def words(text: str) -> list[str]:
+    """Return the words of a text that mean something."""
+    return [word for word in WORD.findall(text.casefold()) if word not in STOP]
+
+
+def shared(wanted: Sequence[str], own: Sequence[str]) -> float:
+    """Return the share of ``wanted`` that has a word in ``own``: whole, or five letters alike."""
+    if not wanted:
+        return 0.0
+    total = 0.0
+    for word in wanted:
+        if word in own:
+            total += 1.0
+        elif len(word) >= 5 and any(other[:5] == word[:5] for other in own):
+            total += 0.6
+    return total / len(wanted)
+
+
+@lru_cache(maxsize=1)
+def shipped() -> Dictionary:
+    """Return the dictionary of the shipped encoder, read once."""
+    return Dictionary.read(DICTIONARY)
+
+
+def dictionary_of(fingerprint: str) -> Dictionary | None:
+    """Return the dictionary of an encoder, None where there is none."""
+    found = shipped()
+    return found if found.fingerprint == fingerprint else None
+
+
+class Names(Mapping[int, str]):
+    """Labels by neuron: those a store was given, then the dictionary's, then those made there.
+
+    The dictionary is read when it is first needed.
+    """
+
+    def __init__(self, given: Mapping[int, str], made: Mapping[int, str], fingerprint: str) -> None:
+        self._given, self._made, self._fingerprint = given, made, fingerprint
+
+    def __getitem__(self, neuron: int) -> str:
+        if neuron in self._given:
+            return self._given[neuron]
+        dictionary = dictionary_of(self._fingerprint)
+        label = None if dictionary is None else dictionary.label(neuron)
+        return self._made[neuron] if label is None else label
+
+    def __iter__(self) -> Iterator[int]:
+        dictionary = dictionary_of(self._fingerprint)
+        known = () if dictionary is None else dictionary.names.values()
+        return iter({*self._given, *known, *self._made})
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
