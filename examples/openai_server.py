@@ -63,7 +63,11 @@ def filled(schema: Json, text: str, dice: random.Random) -> Any:
     if "enum" in schema:
         return dice.choice(schema["enum"])
     if kind == "object":
-        return {name: filled(inner, text, dice) for name, inner in schema["properties"].items()}
+        short = " ".join(text.split()[:3])
+        return {
+            name: filled(inner, short if name == "label" else text, dice)
+            for name, inner in schema["properties"].items()
+        }
     if kind == "array":
         items = items | {"type": "integer"} if items.get("type") == "number" else items
         shorts = [" ".join(dice.choice(SENTENCES).split()[:3]) for _ in range(3)]

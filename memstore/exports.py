@@ -71,10 +71,7 @@ def heading_of(
         },
         "memories": memories.count(connection, condition),
         "last_id": memories.last_id(connection),
-        "labels": [
-            {"neuron": number, "label": name, "grade": grade, "method": method}
-            for number, name, grade, method in neurons.graded_labels(connection, record.id)
-        ],
+        "labels": [named._asdict() for named in neurons.label_rows(connection, record.id)],
     }
 
 

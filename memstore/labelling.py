@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from sqlalchemy import Connection, select
 
 from memstore.catalog import memories, neurons
 from memstore.catalog import traces as catalog
-from memstore.catalog.neurons import MADE, EncoderRecord
+from memstore.catalog.neurons import MADE, EncoderRecord, Label
 from memstore.catalog.schema import memory
 from memstore.durable import appearing
 from memstore.encoder import Encoder
@@ -30,7 +30,7 @@ from memstore.errors import (
     StoreError,
     brief,
 )
-from memstore.neurons.dictionary import Entry, heading_of, read_labels
+from memstore.neurons.dictionary import heading_of, read_labels
 from memstore.neurons.statistics import midranks
 from memstore.neurons.words import counts, label, scores
 from memstore.progress import Report
@@ -216,33 +216,30 @@ def store_labels(connection: Connection, encoder_id: int, made: Sequence[Made]) 
 
     Labels of another origin are left as they are.
     """
-    given = {number for number, *_, method in neurons.graded_labels(connection, encoder_id)
-             if method not in MADE}  # fmt: skip
-    taken = {name.casefold() for name in neurons.all_labels(connection, encoder_id)}
-    for number, name, _, method in neurons.graded_labels(connection, encoder_id):
-        if method in MADE:
-            neurons.set_label(connection, encoder_id, number, None, None)
-            taken.discard(name.casefold())
+    rows = neurons.label_rows(connection, encoder_id)
+    given = {row.neuron for row in rows if row.method not in MADE}
+    taken = {str(row.label).casefold() for row in rows if row.method not in MADE}
+    for row in rows:
+        if row.method in MADE:
+            neurons.set_label(connection, encoder_id, Label(row.neuron, None))
     for one in sorted(made, key=lambda one: (-(one.grade or 0.0), one.neuron)):
         if one.neuron in given or one.label is None or one.label.casefold() in taken:
             continue
         taken.add(one.label.casefold())
-        neurons.set_label(
-            connection, encoder_id, one.neuron, one.label, round(one.grade or 0.0, 4), one.method
-        )
+        named = Label(one.neuron, one.label, round(one.grade or 0.0, 4), one.method)
+        neurons.set_label(connection, encoder_id, named)
 
 
 def export_labels(connection: Connection, path: Path) -> int:
     """Write a store's labels to a new file."""
     record = neurons.require_encoder(connection)
-    rows = neurons.graded_labels(connection, record.id)
+    rows = neurons.label_rows(connection, record.id)
     if path.exists():
         raise StoreError(f"{path} exists: name a new file")
     with appearing(path) as part, part.open("w", encoding="utf-8") as file:
         file.write(json.dumps(heading_of(record.fingerprint, record.name)) + "\n")
-        for number, name, grade, method in rows:
-            entry = Entry(number, name, None, grade, method or neurons.GIVEN)
-            file.write(json.dumps(asdict(entry), ensure_ascii=False) + "\n")
+        for row in rows:
+            file.write(json.dumps(row._asdict(), ensure_ascii=False) + "\n")
     return len(rows)
 
 
@@ -257,6 +254,8 @@ def import_labels(connection: Connection, path: Path) -> int:
         try:
             number, grade = check_id(entry.neuron), entry.grade
             name, method = check_label(entry.label), check_name("method", entry.method)
+            sentence = check_name("sentence", entry.sentence)
+            model = check_name("model", entry.model or heading.get("model"))
             sound = number < record.neurons and (grade is None or 0 <= grade <= 1)
         except (InvalidInput, TypeError) as error:
             raise InvalidFile(f"{path}: {brief(entry)} is no label: {error}") from error
@@ -266,6 +265,7 @@ def import_labels(connection: Connection, path: Path) -> int:
         if owner not in (None, number):
             raise InvalidFile(f"{path}: neuron {owner} is called {name!r} already")
         if name is not None:
-            neurons.set_label(connection, record.id, number, name, grade, method)
+            named = Label(number, name, grade, method, sentence, model)
+            neurons.set_label(connection, record.id, named)
             count += 1
     return count

@@ -12,7 +12,7 @@ import numpy as np
 from memstore.catalog import memories, neurons, traces, words
 from memstore.catalog.engine import Database, Write
 from memstore.catalog.memories import KeptRow
-from memstore.catalog.neurons import EncoderRecord
+from memstore.catalog.neurons import EncoderRecord, Label
 from memstore.core.traces import MAX_ACTIVATION, neuron_dtype
 from memstore.core.vectors import as_matrix, refuse_rows
 from memstore.duplicates import refuse_known_keys
@@ -198,9 +198,12 @@ def set_labels(tx: Write, record: EncoderRecord, file: str, labels: object) -> N
         try:
             number, name, grade = label["neuron"], check_label(label["label"]), label["grade"]
             method = check_name("method", label.get("method", neurons.GIVEN))
+            sentence = check_name("sentence", label.get("sentence"))
+            model = check_name("model", label.get("model"))
             sound = 0 <= check_id(number) < record.neurons and (grade is None or 0 <= grade <= 1)
         except (InvalidInput, KeyError, TypeError, AttributeError) as error:
             raise InvalidFile(f"{file}: {brief(label)} is no label: {error}") from error
         if not sound or name is None or names.setdefault(name, number) != number:
             raise InvalidFile(f"{file}: {brief(label)} is no label of a neuron: export again")
-        neurons.set_label(tx.connection, record.id, number, name, grade, method)
+        named = Label(number, name, grade, method, sentence, model)
+        neurons.set_label(tx.connection, record.id, named)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from memstore import labelling
+from memstore import labelling, model_labels
 from memstore.catalog import categories, neurons
 from memstore.catalog.engine import Database
+from memstore.catalog.neurons import Label
 from memstore.core.expression import NeuronQuery, NeuronRef
 from memstore.core.ranking import best
 from memstore.errors import InvalidInput, brief
+from memstore.jobs.job import Job
 from memstore.labelling import Made
 from memstore.neurons.dictionary import Entry, Names, dictionary_of
 from memstore.neurons.statistics import category_auc, histogram
@@ -56,16 +59,16 @@ class Neurons:
                     continue  # its trace is lost: `check` reports it
                 mask = members.setdefault(name, np.zeros(len(ids), dtype=bool))
                 mask[np.searchsorted(ids, memory_id)] = True
-            label, grade, method = neurons.label(view.connection, view.encoder.id, number)
+            own: Label | Entry = neurons.label(view.connection, view.encoder.id, number)
             dictionary = dictionary_of(view.encoder.fingerprint)
-            entry = None if dictionary is None else dictionary.entries[number]
-            if entry is not None and entry.label and (label is None or method in neurons.MADE):
-                label, grade = entry.label, entry.grade
+            if dictionary is not None and (own.label is None or own.method in neurons.MADE):
+                read = dictionary.entries[number]
+                own = read if read.label is not None or own.label is None else own
             return Neuron(
                 id=number,
-                label=label,
-                grade=grade,
-                sentence=None if entry is None else entry.sentence,
+                label=own.label,
+                grade=own.grade,
+                sentence=own.sentence,
                 fires=len(fired),
                 fire_rate=len(fired) / len(ids) if len(ids) else 0.0,
                 mean=float(fired.scores.mean()) if len(fired) else 0.0,
@@ -94,7 +97,7 @@ class Neurons:
                 raise InvalidInput(
                     f"neuron {owner} is called {name!r} already: choose another name"
                 )
-            neurons.set_label(tx.connection, encoder_id, number, name, grade)
+            neurons.set_label(tx.connection, encoder_id, Label(number, name, grade))
 
     def of(self, numbers: Sequence[int]) -> dict[int, str]:
         """Return ``{neuron: label}`` of those of these neurons that have one."""
@@ -128,12 +131,28 @@ class Neurons:
             labelling.store_labels(tx.connection, neurons.require_encoder(tx.connection).id, made)
         return made
 
+    def plan_labels(
+        self, folder: Path, model: str, wanted: Sequence[int] | None = None, **facts: Any
+    ) -> Job:
+        """Write a job that has a language model explain neurons, all by default.
+
+        Raises ``UnknownNeuron``, ``JobError`` where ``folder`` holds a job, ``InvalidInput`` where
+        no neuron fires often enough.
+        """
+        with self._searcher.view() as view:
+            record = view.encoder
+            numbers = range(record.neurons) if wanted is None else wanted
+            view.resolve(dict.fromkeys((*numbers[:1], *numbers[-1:]), 1.0))
+            texts, vectors, traces = labelling.material(view.connection, record)
+        sheets = model_labels.make_sheets(numbers, texts, vectors, traces)
+        return model_labels.plan(folder, model, record.fingerprint, record.name, sheets, **facts)
+
     def made(self) -> dict[int, tuple[str, float | None]]:
         """Return ``{neuron: (label, grade)}`` of the labels that were made here, shown or not."""
         with self._database.read() as connection:
-            rows = neurons.graded_labels(connection, neurons.require_encoder(connection).id)
+            rows = neurons.label_rows(connection, neurons.require_encoder(connection).id)
         return {
-            number: (name, grade) for number, name, grade, method in rows if method in neurons.MADE
+            row.neuron: (str(row.label), row.grade) for row in rows if row.method in neurons.MADE
         }
 
     def export_labels(self, path: str | os.PathLike[str]) -> int:

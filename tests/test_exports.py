@@ -119,6 +119,7 @@ def test_an_encoded_export_is_plain_to_others(filled, tmp_path, encoder):
     heading, line, *_ = map(json.loads, (tmp_path / "all.jsonl").read_text("utf-8").splitlines())
     assert heading["encoder"]["fingerprint"] == encoder.fingerprint
     label = {"neuron": 3, "label": "grief", "grade": 0.25, "method": "given"}
+    label |= {"sentence": None, "model": None}
     assert heading["labels"][0] == label
     assert {name: line[name] for name in first.to_dict()} == first.to_dict()
     assert line["vector"] == vectors[0].tolist()

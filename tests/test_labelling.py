@@ -7,13 +7,13 @@ import math
 
 import numpy as np
 import pytest
-from conftest import make_encoder
 from sklearn.metrics import roc_auc_score
 
 from memstore import MemoryStore
 from memstore.errors import EncoderMismatch, InvalidFile, StoreError
 from memstore.labelling import auc, make_labels
 from memstore.neurons.words import label, scores, terms
+from tests.conftest import make_encoder
 
 
 def test_terms_are_words_that_mean_something_and_their_pairs():

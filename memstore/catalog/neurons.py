@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, insert, select, text, update
 from sqlalchemy.dialects.sqlite import insert as upsert
@@ -21,6 +21,23 @@ from memstore.types import Float64, Int64
 #: How a label came about: by hand, or by ``MADE`` methods, which yield to every other.
 GIVEN = "given"
 MADE = ("words", "exemplar")
+
+
+class Label(NamedTuple):
+    """What a neuron is called, and how that came about."""
+
+    neuron: int
+    label: str | None
+    grade: float | None = None
+    method: str | None = GIVEN
+    sentence: str | None = None
+    """What it fires for, and what not."""
+    model: str | None = None
+    """The language model that wrote it, if one did."""
+
+
+#: The columns of a ``Label``.
+LABEL = tuple(neuron.c[name] for name in Label._fields)
 
 
 @dataclass(frozen=True)
@@ -114,16 +131,11 @@ def register_encoder(connection: Connection, record: EncoderRecord) -> int:
     return int(encoder_id)
 
 
-def label(
-    connection: Connection, encoder_id: int, number: int
-) -> tuple[str | None, float | None, str | None]:
-    """Return (label, grade, method) of a neuron."""
-    row = connection.execute(
-        select(neuron.c.label, neuron.c.grade, neuron.c.method).where(
-            neuron.c.encoder_id == encoder_id, neuron.c.neuron == number
-        )
-    ).one_or_none()
-    return (None, None, None) if row is None else (row.label, row.grade, row.method)
+def label(connection: Connection, encoder_id: int, number: int) -> Label:
+    """Return what a neuron is called here, without a label where it has none."""
+    found = select(*LABEL).where(neuron.c.encoder_id == encoder_id, neuron.c.neuron == number)
+    row = connection.execute(found).one_or_none()
+    return Label(number, None, method=None) if row is None else Label(*row)
 
 
 def labels(
@@ -165,29 +177,34 @@ def all_labels(connection: Connection, encoder_id: int) -> list[str]:
     return list(connection.execute(query.order_by(neuron.c.label)).scalars())
 
 
-def graded_labels(
-    connection: Connection, encoder_id: int
-) -> list[tuple[int, str, float | None, str | None]]:
-    """Return (neuron, label, grade, method) of all that have a label, by neuron."""
-    query = select(neuron.c.neuron, neuron.c.label, neuron.c.grade, neuron.c.method).where(
-        neuron.c.encoder_id == encoder_id, neuron.c.label.is_not(None)
-    )
-    return [tuple(row) for row in connection.execute(query.order_by(neuron.c.neuron))]
+def label_rows(connection: Connection, encoder_id: int) -> list[Label]:
+    """Return every label given or made here, by neuron."""
+    query = select(*LABEL).where(neuron.c.encoder_id == encoder_id, neuron.c.label.is_not(None))
+    return [Label(*row) for row in connection.execute(query.order_by(neuron.c.neuron))]
 
 
-def set_label(
-    connection: Connection,
-    encoder_id: int,
-    number: int,
-    name: str | None,
-    grade: float | None,
-    method: str | None = GIVEN,
-) -> None:
-    """Name a neuron, or take its name away with None."""
-    values = {"label": name, "grade": grade, "method": None if name is None else method}
+def set_label(connection: Connection, encoder_id: int, named: Label) -> None:
+    """Name a neuron, or take its name away with None.
+
+    A label that was made for another neuron gives way to it.
+    """
+    if named.label is None:
+        named = Label(named.neuron, None, method=None)
+    else:
+        connection.execute(
+            update(neuron)
+            .where(
+                neuron.c.encoder_id == encoder_id,
+                neuron.c.label == named.label,
+                neuron.c.neuron != named.neuron,
+                neuron.c.method.in_(MADE),
+            )
+            .values(label=None, grade=None, method=None)
+        )
+    values = {name: value for name, value in named._asdict().items() if name != "neuron"}
     connection.execute(
         upsert(neuron)
-        .values(encoder_id=encoder_id, neuron=number, **values)
+        .values(encoder_id=encoder_id, neuron=named.neuron, **values)
         .on_conflict_do_update(index_elements=["encoder_id", "neuron"], set_=values)
     )
 

@@ -91,6 +91,8 @@ neuron = Table(
     Column("fires", Integer),
     Column("mean", Float),
     Column("maximum", Float),
+    Column("sentence", String),
+    Column("model", String),
 )
 
 #: Ids that went away and when, so that another process's index can follow.

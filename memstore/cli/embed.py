@@ -67,11 +67,7 @@ def process_command(folder: Path, out: Path | None, as_json: bool) -> None:
 
 for command in (
     plan_command,
-    jobs.submit_command,
-    jobs.direct_command,
-    jobs.status_command,
-    jobs.watch_command,
-    jobs.fetch_command,
+    *jobs.STEPS,
     process_command,
 ):
     embed_command.add_command(command)

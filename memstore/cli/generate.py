@@ -138,11 +138,7 @@ def process_command(
 
 for command in (
     plan_command,
-    jobs.submit_command,
-    jobs.direct_command,
-    jobs.status_command,
-    jobs.watch_command,
-    jobs.fetch_command,
+    *jobs.STEPS,
     check_command,
     process_command,
 ):

@@ -24,9 +24,14 @@ from memstore.jobs.job import VOID, Job
 from memstore.jobs.requests import Request, read_part
 from memstore.jobs.server import BASE_URL, Server
 from memstore.jobs.standing import Judge, Standing
+from memstore.neurons import reading
 from memstore.progress import Progress
 
-JUDGES: dict[str, Judge] = {NARRATIVES: judge_narrative, embeddings.KIND: embeddings.judge}
+JUDGES: dict[str, Judge] = {
+    NARRATIVES: judge_narrative,
+    embeddings.KIND: embeddings.judge,
+    reading.KIND: reading.judge,
+}
 FAILED = "failed.jsonl"
 #: Failures that are printed; the file has all.
 SHOWN = 10
@@ -263,3 +268,7 @@ def write_failed(job: Job, standing: Standing) -> None:
         for id, state, why in failures(standing):
             line: dict[str, Any] = {"request": id, "state": state, "why": why}
             out.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+#: What every job goes through at the server, in the order of ``--help``.
+STEPS = (submit_command, direct_command, status_command, watch_command, fetch_command)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
+from memstore import model_labels
+from memstore.cli import jobs
 from memstore.cli.options import json_option, reader, store_argument, writer
 from memstore.cli.output import one_line, print_json, print_result, print_table
+from memstore.errors import InvalidInput
 from memstore.progress import Progress
 from memstore.store import MemoryStore
 from memstore.types import Neuron
@@ -26,7 +30,9 @@ EXAMPLES, LETTERS = 5, 110
 def labels_command() -> None:
     """Find, make, export and import what neurons are called.
 
-    One label at a time is given by `memstore neuron STORE 15 --label grief`.
+    One label at a time is given by `memstore neuron STORE 15 --label grief`. To have a language
+    model write them: plan, submit, watch, fetch (or direct), grade, the same for FOLDER/grades,
+    process.
     """
 
 
@@ -119,6 +125,87 @@ def page_command(store: str, count: int, seed: int) -> None:
             click.echo("")
 
 
+@click.command("plan")
+@store_argument
+@jobs.folder_argument
+@click.option("--model", required=True, help="Such as gpt-4.1-mini.")
+@click.option("--neurons", metavar="N,N,...", help="Default: all that fire often enough.")
+@click.option(
+    "--price",
+    type=click.FloatRange(0),
+    nargs=2,
+    metavar="IN OUT",
+    help="US dollars per million tokens, for the estimate.",
+)
+@json_option
+def plan_command(
+    store: str,
+    folder: Path,
+    model: str,
+    neurons: str | None,
+    price: tuple[float, float] | None,
+    as_json: bool,
+) -> None:
+    """Write the requests that have a model explain STORE's neurons into FOLDER; nothing is sent.
+
+    The texts it will read, and those the labels will be graded on, are drawn now and kept.
+    """
+    prices = None if price is None else {"input": price[0], "output": price[1], "batch": 0.5}
+    with reader(store) as opened:
+        job = opened.neurons.plan_labels(folder, model, read_numbers(neurons), price=prices)
+    count = sum(job.facts.parts)
+    facts = {"folder": str(folder), "requests": list(job.facts.parts)}
+    print_result(f"{count:,} neurons to explain", facts, as_json=as_json)
+
+
+def read_numbers(given: str | None) -> list[int] | None:
+    """Return the numbers in ``N,N,...``."""
+    if given is None:
+        return None
+    parts = [part.strip().removeprefix("N") for part in given.split(",")]
+    if not all(re.fullmatch(r"[0-9]{1,9}", part) for part in parts):
+        raise InvalidInput(f"--neurons {given!r}: write it like --neurons 15,450")
+    return sorted({int(part) for part in parts})
+
+
+@click.command("grade")
+@jobs.folder_argument
+@json_option
+def grade_command(folder: Path, as_json: bool) -> None:
+    """Write the requests that grade the labels in FOLDER into FOLDER/grades.
+
+    Each label is tried on ten texts its author has not seen, and the texts alone on an intruder.
+    """
+    job = model_labels.plan_grades(folder)
+    count = sum(job.facts.parts)
+    facts = {"folder": str(job.folder), "requests": list(job.facts.parts)}
+    print_result(f"{count:,} requests in {job.folder}", facts, as_json=as_json)
+
+
+@click.command("process")
+@jobs.folder_argument
+@click.option("--store", type=click.Path(dir_okay=False), help="Give its neurons these labels.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help=f"Where the labels go. Default: FOLDER/{model_labels.LABELS}.",
+)
+@json_option
+def process_command(folder: Path, store: str | None, out: Path | None, as_json: bool) -> None:
+    """Make the graded labels in FOLDER one file, and labels of a store.
+
+    A label of a balanced accuracy below 0.8 is "unclear": its sentence and grade stay in the file.
+    """
+    path, entries = model_labels.write_labels(folder, out)
+    clear = sum(entry.label is not None for entry in entries)
+    if store is not None:
+        with writer(store) as opened:
+            opened.neurons.import_labels(path)
+    facts = {"neurons": len(entries), "clear": clear, "file": str(path)}
+    line = f"{clear:,} of {len(entries):,} neurons have a clear label, in {path}"
+    print_result(line, facts, as_json=as_json)
+
+
 def drawn(store: MemoryStore, count: int, seed: int) -> list[Neuron]:
     """Return so many random neurons that fire often enough, by number."""
     fires = store.traces().to_dense() > 0
@@ -132,5 +219,15 @@ def graded(grade: float | None) -> str:
     return "-" if grade is None else f"{grade:.2f}"
 
 
-for command in (find_command, make_command, export_command, import_command, page_command):
+for command in (
+    find_command,
+    make_command,
+    export_command,
+    import_command,
+    page_command,
+    plan_command,
+    *jobs.STEPS,
+    grade_command,
+    process_command,
+):
     labels_command.add_command(command)

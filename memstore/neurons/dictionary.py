@@ -61,6 +61,10 @@ class Entry:
     """How the label came about."""
     also: Sequence[str] = ()
     """Other names for it, which people may type."""
+    model: str | None = None
+    """The language model that wrote the label, where one file has several."""
+    intruder: bool | None = None
+    """Whether the text that does not belong was found among five, without the label."""
 
 
 def read_labels(path: Path) -> tuple[dict[str, Any], list[Entry]]:
