@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from memstore import meaning
 from memstore.catalog import memories, neurons, traces
 from memstore.catalog.filters import compile_filter
 from memstore.core.traces import concatenate, empty
 from memstore.errors import InvalidQuery, MemoryNotFound, brief
 from memstore.hits import Hits
+from memstore.meaning import Difference, Meaning
 from memstore.neuron_view import Neurons
 from memstore.opening import OpenStore
 from memstore.rows import check_id, check_name
@@ -184,6 +186,14 @@ class Reader(OpenStore):
         """
         self._open_database()
         return self._searcher.by_vector(vector, k, where, Options(steer, half_life))
+
+    def explain(self, id: int) -> Meaning:
+        """Return what one memory means, in neurons and their labels. Raises ``MemoryNotFound``."""
+        return meaning.explain(self._searcher, check_id(id))
+
+    def diff(self, one: int, other: int) -> Difference:
+        """Return what two memories share, and what each has alone. Raises ``MemoryNotFound``."""
+        return meaning.diff(self._searcher, check_id(one), check_id(other))
 
     def explain_query(self, query: Query | None = None, k: int = 10, **options: Any) -> Explanation:
         """Answer a query and say how: the plan, what it read and how long each step took.

@@ -29,8 +29,9 @@ LEVELS = {
     3: {
         "backups", "care", "duplicates", "encoder", "evaluation", "experiments", "exports",
         "files", "generation", "indices", "interchange", "labelling", "loading",
-        "model_labels", "narrative_api", "nearness", "neuron_view", "opening", "reader", "reasons",
-        "recovery", "rows", "search", "store", "tables", "training", "upkeep", "view", "writer",
+        "meaning", "model_labels", "narrative_api", "nearness", "neuron_view", "opening",
+        "reader", "reasons", "recovery", "rows", "search", "store", "tables", "training",
+        "upkeep", "view", "writer",
     },
     4: {"cli", "web", "mcp", "integrations"},
     5: {"__main__"},

@@ -29,6 +29,8 @@ COMMANDS = {
     "neuron": "look",
     "labels": "labels",
     "show": "look",
+    "explain": "look",
+    "diff": "look",
     "list": "look",
     "stats": "look",
     "delete": "write",

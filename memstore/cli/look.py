@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import islice
 
 import click
@@ -24,10 +25,12 @@ from memstore.cli.output import (
     printable,
     width,
 )
+from memstore.meaning import Fired
 from memstore.types import Neuron
 
 BARS = " ▁▂▃▄▅▆▇█"
 SHOWN_NEURONS = 12
+SHOWN_STRONG = 6
 
 
 @click.command("neuron")
@@ -96,6 +99,69 @@ def show_command(store: str, id: int, as_json: bool) -> None:
     print_table(["neuron", "activation", "label"], rows)
     if len(trace) > SHOWN_NEURONS:
         click.echo(f"and {len(trace) - SHOWN_NEURONS} more (--json shows all)")
+
+
+@click.command("explain")
+@store_argument
+@click.argument("id", type=int)
+@json_option
+def explain_command(store: str, id: int, as_json: bool) -> None:
+    """Say what one memory means: the neurons that fire for it, the most telling first.
+
+    Share is of the neuron's largest activation, in this store or where the dictionary was written.
+    No model is asked.
+    """
+    with reader(store) as opened:
+        found = opened.explain(id)
+    if as_json:
+        print_json(found.to_dict())
+        return
+    click.echo(click.wrap_text(printable(found.memory.text), width()) + "\n")
+    count = max(sum(fired.strong for fired in found.fires), SHOWN_STRONG)
+    print_fired(found.fires[:count])
+    if count < len(found.fires):
+        click.echo(f"and {len(found.fires) - count} that fire weakly (--json shows all)")
+
+
+@click.command("diff")
+@store_argument
+@click.argument("one", type=int)
+@click.argument("other", type=int)
+@json_option
+def diff_command(store: str, one: int, other: int, as_json: bool) -> None:
+    """Say what two memories share and what each has alone, in neurons. No model is asked."""
+    with reader(store) as opened:
+        found = opened.diff(one, other)
+    if as_json:
+        print_json(found.to_dict())
+        return
+    click.echo(f"cosine {found.cosine:.4f}")
+    both = [min(pair, key=lambda fired: fired.share) for pair in found.shared]
+    for title, fires in (
+        ("both", both),
+        (f"only {one}", found.only_one),
+        (f"only {other}", found.only_other),
+    ):
+        click.echo("\n" + click.style(title, bold=True))
+        if fires:
+            print_fired(fires[:SHOWN_STRONG])
+        else:
+            click.echo("nothing")
+
+
+def print_fired(fires: Sequence[Fired]) -> None:
+    """Print neurons that fire, one a row."""
+    rows = [
+        [
+            f"N{f.neuron}",
+            f"{f.activation:.4f}",
+            f"{f.share:.0%}",
+            f"{f.fire_rate:.1%}",
+            f.label or "-",
+        ]
+        for f in fires
+    ]
+    print_table(["neuron", "activation", "share", "fires for", "label"], rows)
 
 
 @click.command("list")

@@ -61,6 +61,8 @@ class Entry:
     """How the label came about."""
     also: Sequence[str] = ()
     """Other names for it, which people may type."""
+    top: float | None = None
+    """Mean of the neuron's three largest activations over the texts it was read from."""
     model: str | None = None
     """The language model that wrote the label, where one file has several."""
     intruder: bool | None = None
