@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from memstore import meaning
+from memstore import audit, meaning
+from memstore.audit import Audit
 from memstore.catalog import memories, neurons, traces
 from memstore.catalog.filters import compile_filter
 from memstore.core.traces import concatenate, empty
@@ -194,6 +195,13 @@ class Reader(OpenStore):
     def diff(self, one: int, other: int) -> Difference:
         """Return what two memories share, and what each has alone. Raises ``MemoryNotFound``."""
         return meaning.diff(self._searcher, check_id(one), check_id(other))
+
+    def audit(self, by: audit.By = "category") -> Audit:
+        """Return what the store is about: common neurons, what sets groups apart, what is new.
+
+        ``by`` groups memories by "category" or "month". Also near-copies. No model is asked.
+        """
+        return audit.audit(self._searcher, by)
 
     def explain_query(self, query: Query | None = None, k: int = 10, **options: Any) -> Explanation:
         """Answer a query and say how: the plan, what it read and how long each step took.

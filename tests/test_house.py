@@ -27,7 +27,7 @@ LEVELS = {
     1: {"core", "jobs"},
     2: {"catalog", "index", "embed", "sae", "generate", "neurons"},
     3: {
-        "backups", "care", "duplicates", "encoder", "evaluation", "experiments", "exports",
+        "audit", "backups", "care", "duplicates", "encoder", "evaluation", "experiments", "exports",
         "files", "generation", "indices", "interchange", "labelling", "loading",
         "meaning", "model_labels", "narrative_api", "nearness", "neuron_view", "opening",
         "reader", "reasons", "recovery", "rows", "search", "store", "tables", "training",

@@ -31,6 +31,7 @@ COMMANDS = {
     "show": "look",
     "explain": "look",
     "diff": "look",
+    "audit": "audit",
     "list": "look",
     "stats": "look",
     "delete": "write",

@@ -1,0 +1,41 @@
+"""Whole columns of the catalog as arrays, read past SQLAlchemy, which takes five times as long."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import chain
+
+import numpy as np
+from sqlalchemy import Connection
+
+from memstore.catalog.engine import driver_of
+from memstore.types import Int64
+
+
+def moments(connection: Connection) -> tuple[Int64, Int64]:
+    """Return every memory's id, ascending, and when it happened, or else was stored.
+
+    In microseconds since 1970.
+    """
+    rows = driver_of(connection).execute(
+        "SELECT id, coalesce(occurred_at, created_at) FROM memory ORDER BY id"
+    )
+    found = pairs(rows)
+    return found[:, 0], found[:, 1]
+
+
+def categories(connection: Connection) -> tuple[Int64, Int64, list[str]]:
+    """Return the ids of memories that have a category, ascending, its place, and the names."""
+    driver = driver_of(connection)
+    named = dict(driver.execute("SELECT id, name FROM category ORDER BY id").fetchall())
+    # From the index on categories alone, which has both columns and no texts.
+    rows = driver.execute("SELECT id, category_id FROM memory WHERE category_id IS NOT NULL")
+    found = pairs(rows)
+    found = found[np.argsort(found[:, 0])]
+    places = np.searchsorted(np.array(list(named), dtype=np.int64), found[:, 1])
+    return found[:, 0], places, list(named.values())
+
+
+def pairs(rows: Iterable[tuple[int, int]]) -> Int64:
+    """Return rows of two numbers as an (n, 2) array."""
+    return np.fromiter(chain.from_iterable(rows), dtype=np.int64).reshape(-1, 2)
