@@ -215,10 +215,13 @@ class EncoderError(MemstoreError):
 class EncoderMismatch(EncoderError):
     """The store's memories were encoded by another encoder; mixing the two would be nonsense."""
 
-    def __init__(self, stored: str, offered: str, stored_name: str) -> None:
+    def __init__(
+        self, stored: str, offered: str, stored_name: str, message: str | None = None
+    ) -> None:
         self.stored, self.offered = stored, offered
         super().__init__(
-            f"this store was encoded by {stored_name} (fingerprint {stored[:12]}), the encoder at "
+            message
+            or f"this store was encoded by {stored_name} (fingerprint {stored[:12]}), the encoder at "
             f"hand has fingerprint {offered[:12]}: open the store with the encoder it was made "
             f"with, or {RENEW}"
         )

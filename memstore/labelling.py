@@ -248,7 +248,14 @@ def import_labels(connection: Connection, path: Path) -> int:
     record = neurons.require_encoder(connection)
     heading, entries = read_labels(path)
     if heading.get("encoder") != record.fingerprint:
-        raise EncoderMismatch(record.fingerprint, str(heading.get("encoder")), record.name)
+        other = str(heading.get("encoder"))
+        raise EncoderMismatch(
+            record.fingerprint,
+            other,
+            record.name,
+            f"{path} labels the neurons of {brief(heading.get('name'))}, this store has those of "
+            f"{record.name}: the labels say nothing here",
+        )
     count = 0
     for entry in entries:
         try:

@@ -20,7 +20,7 @@ import numpy as np
 
 from memstore.durable import appearing, medium
 from memstore.errors import InvalidInput, JobDamaged, JobError, JobNotFound
-from memstore.jobs.job import Facts, Job
+from memstore.jobs.job import JOB, Facts, Job
 from memstore.jobs.requests import Request
 from memstore.labelling import NEAR, STRONG, by_neuron
 from memstore.neurons import reading
@@ -139,23 +139,30 @@ def answers_of(job: Job) -> dict[str, dict[int, dict[str, Any]]]:
     return found
 
 
+def require_answers(job: Job, total: int, what: str) -> None:
+    """Raise ``JobError`` while some of a job's requests may still be answered."""
+    standing = job.standing(reading.judge)
+    left = len(standing.open(job.facts.attempts, planned=True) | standing.asked)
+    if left:
+        raise JobError(
+            f"{left} of {total} {what} in {job.folder} have no answer yet: submit, watch and "
+            "fetch, or ask directly"
+        )
+
+
 def is_named(label: str) -> bool:
     """Return whether a label says something."""
     return label.casefold() != "unclear"
 
 
 def plan_grades(folder: Path) -> Job:
-    """Write the job that grades the labels in ``folder``, beside the job that explains."""
+    """Return the job that grades the labels in ``folder``, beside the job that explains."""
+    if (folder / GRADES / JOB).exists():
+        return Job(folder / GRADES)
     job = Job(folder)
     heading, sheets = read_sheets(folder)
     said = answers_of(job)[EXPLAIN]
-    if len(said) < len(sheets):
-        standing = job.standing(reading.judge)
-        if standing.open(job.facts.attempts, planned=True) or standing.asked:
-            raise JobError(
-                f"{len(sheets) - len(said)} of {len(sheets)} neurons are not explained yet: "
-                "submit, watch and fetch again, or ask directly"
-            )
+    require_answers(job, len(sheets), "neurons")
 
     def asked() -> Iterator[Request]:
         for neuron, sheet in sheets.items():
@@ -168,12 +175,15 @@ def plan_grades(folder: Path) -> Job:
 
 def labels_of(folder: Path) -> list[Entry]:
     """Return the labels of a job that was explained and graded, an entry a neuron."""
-    _, sheets = read_sheets(folder)
+    heading, sheets = read_sheets(folder)
+    model = str(heading["model"])
     said = answers_of(Job(folder))[EXPLAIN]
     try:
-        grades = answers_of(Job(folder / GRADES))
+        grading = Job(folder / GRADES)
     except JobNotFound as error:
         raise JobError(f"{folder} is not graded yet: run `labels grade` first") from error
+    require_answers(grading, sum(grading.facts.parts), "grading requests")
+    grades = answers_of(grading)
     entries = []
     taken: set[str] = set()
     for neuron, sheet in sheets.items():
@@ -189,7 +199,9 @@ def labels_of(folder: Path) -> list[Entry]:
         if label is not None:
             taken.add(label.casefold())
         sentence = own["sentence"] if own else None
-        entries.append(Entry(neuron, label, sentence, grade, METHOD, intruder=intruder))
+        entries.append(
+            Entry(neuron, label, sentence, grade, METHOD, model=model, intruder=intruder)
+        )
     return entries
 
 
@@ -201,5 +213,6 @@ def write_labels(folder: Path, out: Path | None = None) -> tuple[Path, list[Entr
     with appearing(target, over=True) as path, path.open("w", encoding="utf-8") as file:
         file.write(json.dumps(heading) + "\n")
         for entry in entries:
-            file.write(json.dumps(asdict(entry), ensure_ascii=False) + "\n")
+            line = {name: own for name, own in asdict(entry).items() if name not in ("also", "top")}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
     return target, entries

@@ -19,7 +19,7 @@ from memstore.core.ranking import best
 from memstore.errors import InvalidInput, brief
 from memstore.jobs.job import Job
 from memstore.labelling import Made
-from memstore.neurons.dictionary import Entry, Names, dictionary_of
+from memstore.neurons.dictionary import Entry, Names, dictionary_of, find
 from memstore.neurons.statistics import category_auc, histogram
 from memstore.progress import Report
 from memstore.rows import check_label
@@ -108,13 +108,21 @@ class Neurons:
             return {number: known[number] for number in numbers if number in known}
 
     def find(self, words: str, count: int = 10) -> list[Entry]:
-        """Return the dictionary's entries nearest to some words, best first.
+        """Return the labels nearest to some words, best first: given here, read, or made here.
 
-        By words and spelling, not by meaning. Empty for an encoder without a dictionary.
+        By words and spelling, not by meaning.
         """
         with self._database.read() as connection:
-            dictionary = dictionary_of(neurons.require_encoder(connection).fingerprint)
-        return [] if dictionary is None else dictionary.find(words, count)
+            record = neurons.require_encoder(connection)
+            own = neurons.label_rows(connection, record.id)
+        dictionary = dictionary_of(record.fingerprint)
+        shown = {row.neuron: Entry(**row._asdict()) for row in own if row.method in neurons.MADE}
+        if dictionary is not None:
+            shown |= {entry.neuron: entry for entry in dictionary.entries if entry.label}
+        shown |= {
+            row.neuron: Entry(**row._asdict()) for row in own if row.method not in neurons.MADE
+        }
+        return find(shown.values(), words, count)
 
     def make_labels(self, report: Report | None = None) -> list[Made]:
         """Write labels from this store's own texts, without a model, and store the clear ones.

@@ -23,7 +23,7 @@ from memstore.errors import IndexDamaged, UnknownNeuron, brief
 from memstore.index.question import Work
 from memstore.index.selection import Selection
 from memstore.indices import Moment
-from memstore.neurons.dictionary import Names, dictionary_of
+from memstore.neurons.dictionary import Names, dictionary_of, find
 from memstore.rows import now
 from memstore.types import Int64, Step, Trace
 
@@ -148,7 +148,7 @@ class View:
             known = neurons.all_labels(self.connection, self.encoder.id)
             near = difflib.get_close_matches(name, known, NEAR)
             if dictionary is not None:
-                near += [str(entry.label) for entry in dictionary.find(name, NEAR)]
+                near += [str(entry.label) for entry in find(dictionary.entries, name, NEAR)]
             hint = (
                 f"did you mean {', '.join(map(brief, dict.fromkeys(near)))}?"
                 if near

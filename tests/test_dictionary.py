@@ -84,6 +84,7 @@ def test_a_name_given_here_comes_first(path, narratives):
         assert store.neurons["laughing"].id == store.neurons["giggles"].id == number
         store.neurons.label(7, "laughing")
         assert store.neurons["laughing"].id == 7
+        assert {entry.neuron for entry in store.neurons.find("laughing", 3)} >= {7}
         store.neurons.label(7, None)
         assert store.neurons["laughing"].id == number
 
@@ -106,6 +107,8 @@ def test_another_encoder_has_no_dictionary(store):
     """Its neurons mean something else."""
     store.insert("one text")
     assert store.neurons.find("laughing") == []
+    store.neurons.label(3, "Laughing aloud")
+    assert [entry.neuron for entry in store.neurons.find("laughing")] == [3]
     assert store.neurons[3].sentence is None
     with pytest.raises(UnknownNeuron, match="give it one"):
         store.top("laughing")

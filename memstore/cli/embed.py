@@ -11,7 +11,7 @@ from memstore.cli.options import json_option
 from memstore.cli.output import print_result
 from memstore.embed import batch
 from memstore.errors import InvalidFile
-from memstore.files import read_rows
+from memstore.files import FORMATS, Format, read_rows
 from memstore.jobs.job import Facts, Job
 
 
@@ -28,11 +28,18 @@ def embed_command() -> None:
 @click.argument("file", type=click.Path(dir_okay=False))
 @jobs.folder_argument
 @click.option("--model", required=True, help="Such as text-embedding-3-small.")
+@click.option("--format", "kind", type=click.Choice(FORMATS), help="Default: by the file's name.")
 @click.option("--text", default="text", show_default=True, help="Field with the text.")
 @click.option("--price", type=click.FloatRange(0), help="US dollars per million tokens.")
 @json_option
 def plan_command(
-    file: str, folder: Path, model: str, text: str, price: float | None, as_json: bool
+    file: str,
+    folder: Path,
+    model: str,
+    kind: Format | None,
+    text: str,
+    price: float | None,
+    as_json: bool,
 ) -> None:
     """Write the requests that embed the texts of FILE into FOLDER; nothing is sent."""
 
@@ -43,11 +50,11 @@ def plan_command(
 
     prices = None if price is None else {"input": price, "output": 0.0, "batch": 0.5}
     facts = Facts(batch.KIND, batch.ENDPOINT, model, price=prices)
-    texts = (checked(row[text]) for row in read_rows(file, None, text))
+    texts = (checked(row[text]) for row in read_rows(file, kind, text))
     job = Job.create(folder, facts, batch.requests(texts, model))
     count = sum(job.facts.parts)
     result = {"folder": str(folder), "requests": list(job.facts.parts)}
-    print_result(f"{count:,} requests of {batch.TEXTS} texts", result, as_json=as_json)
+    print_result(f"{count:,} requests of up to {batch.TEXTS} texts", result, as_json=as_json)
 
 
 @click.command("process")

@@ -12,7 +12,7 @@ from memstore.cli.importing import NAMES, store_file, tell_stored
 from memstore.cli.options import json_option
 from memstore.cli.output import print_json, print_result, print_table
 from memstore.durable import medium
-from memstore.errors import InvalidFile
+from memstore.errors import InvalidFile, InvalidPlan, JobError
 from memstore.jobs.job import Job
 
 #: Reasons that a person may overrule.
@@ -52,11 +52,16 @@ def plan_command(
 ) -> None:
     """Write the requests of a plan into FOLDER; nothing is sent."""
     if shown:
+        if folder is not None or source is not None:
+            raise click.UsageError("--print stands alone")
         click.echo(generation.shipped_plan().decode("utf-8"), nl=False)
         return
     if folder is None:
         raise click.UsageError("Missing argument 'FOLDER'.")
-    job, new = generation.plan_job(folder, read_plan(source), most_requests)
+    try:
+        job, new = generation.plan_job(folder, read_plan(source), most_requests)
+    except InvalidPlan as error:
+        raise InvalidPlan(f"{source or 'the plan that ships'}: {error}") from error
     facts = {"folder": str(folder), "new": new, "requests": list(job.facts.parts)}
     count, files = sum(job.facts.parts), len(job.facts.parts)
     line = f"{count:,} requests in {files} file{'s' * (files > 1)}"
@@ -68,7 +73,10 @@ def read_plan(source: Path | None) -> bytes:
     if source is None:
         return generation.shipped_plan()
     if not source.is_file():
-        raise InvalidFile(f"{source}: no such file: check the path")
+        raise InvalidFile(
+            f"{source}: no such file: `memstore generate plan --print > {source}` makes one to begin "
+            "with"
+        )
     with medium(source, "read"):
         return source.read_bytes()
 
@@ -127,6 +135,8 @@ def process_command(
     once.
     """
     found = checked(folder)
+    if not any(finding.text is not None for finding in found.findings):
+        raise JobError(f"{folder} has no narrative yet: submit, watch and fetch, or ask directly")
     target = out or folder / generation.NARRATIVES
     count = generation.process(Job(folder), found, keep, target)
     if store is None:

@@ -74,7 +74,8 @@ def import_command(
     if is_encoded(file, kind):
         load_encoded(store, file, kind, as_json)
         return
-    tell_stored(store_file(store, file, kind, names, asked, on_duplicate), as_json=as_json)
+    stored = store_file(store, file, kind, names, asked, on_duplicate)
+    tell_stored(stored, as_json=as_json, hint="; --on-duplicate add stores them again")
 
 
 @dataclass(frozen=True)
@@ -123,16 +124,15 @@ def store_file(
     return Stored(len(ids), after - before, after)
 
 
-def tell_stored(stored: Stored, *, as_json: bool) -> None:
-    """Print what became of the rows of a file."""
+def tell_stored(stored: Stored, *, as_json: bool, hint: str = "") -> None:
+    """Print what became of the rows of a file; ``hint`` says how to store doubles all the same."""
     if as_json:
         print_json(asdict(stored))
         return
     click.echo(f"{stored.rows} rows, {stored.new} new, {stored.memories} memories")
     if stored.new < stored.rows:
         click.echo(
-            f"memstore: {stored.rows - stored.new} rows were there already by key or text; "
-            "import --on-duplicate add stores them again",
+            f"memstore: {stored.rows - stored.new} rows were there already by key or text{hint}",
             err=True,
         )
 

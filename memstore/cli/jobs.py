@@ -21,7 +21,7 @@ from memstore.jobs.batches import fetch, look, submit, watch
 from memstore.jobs.direct import AT_ONCE, ask
 from memstore.jobs.estimate import estimate
 from memstore.jobs.job import VOID, Job
-from memstore.jobs.requests import Request, read_part
+from memstore.jobs.requests import MOST_REQUESTS, Request, read_part
 from memstore.jobs.server import BASE_URL, Server
 from memstore.jobs.standing import Judge, Standing
 from memstore.neurons import reading
@@ -53,16 +53,23 @@ def standing_of(job: Job) -> Standing:
 @click.command("submit")
 @folder_argument
 @base_url_option
+@click.option(
+    "--most-requests",
+    type=click.IntRange(1, MOST_REQUESTS),
+    help="Requests a batch, where some are asked again: for accounts that allow few at a time.",
+)
 @yes_option
 @json_option
-def submit_command(folder: Path, base_url: str | None, yes: bool, as_json: bool) -> None:
+def submit_command(
+    folder: Path, base_url: str | None, most_requests: int | None, yes: bool, as_json: bool
+) -> None:
     """Hand the requests of FOLDER in as batches, after saying what they cost.
 
     Only what is not at the server and has no good answer is asked: run it again after a failure,
     an expired batch or an interruption, and nothing is paid for twice.
     """
     job = Job(folder)
-    with Server(base_url) as server, job.working():
+    with Server(base_url).ready() as server, job.working():
         standing = standing_of(job)
         again = standing.open(job.facts.attempts, planned=False)
         waiting = [part for part in job.parts() if part.waits]
@@ -72,7 +79,7 @@ def submit_command(folder: Path, base_url: str | None, yes: bool, as_json: bool)
             return
         confirm(job, server, wanted, yes=yes, batch=True)
         if again:
-            job.plan_again(again)
+            job.plan_again(again, most_requests)
         handed = submit(job, server)
     if as_json:
         print_json([{"part": p.number, "batch": p.batch, "requests": p.requests} for p in handed])
@@ -102,7 +109,7 @@ def direct_command(
     requests in the air when the process was killed are asked once more.
     """
     job = Job(folder)
-    with Server(base_url) as server, job.working():
+    with Server(base_url).ready() as server, job.working():
         for part in job.parts():
             if part.waits and part.begun:
                 raise JobError(f"part {part.number} may be at the server: run submit first")
@@ -116,7 +123,7 @@ def direct_command(
             if part.waits:
                 # Handed in later, it would be paid for once more.
                 job.record(part, VOID)
-        progress = Progress("requests asked")
+        progress = Progress("requests done")
         try:
             ask(
                 job,
@@ -154,6 +161,10 @@ def status_command(folder: Path, as_json: bool) -> None:
         return
     print_table(columns, rows)
     tell_standing(standing, as_json=False)
+    ended = [number for number, batch in looked.items() if batch.ended]
+    ended += [part.number for part in job.parts() if part.can_fetch and not part.fetched]
+    if ended:
+        click.echo(f"memstore: part {', '.join(map(str, sorted(ended)))} ended: fetch", err=True)
 
 
 @click.command("watch")
@@ -200,6 +211,8 @@ def fetch_command(folder: Path, as_json: bool) -> None:
                 "fetch again; if they stay so, submit asks their requests again",
                 err=True,
             )
+    if not parts and all(part.waits for part in job.parts()):
+        click.echo("memstore: nothing was handed in: submit first", err=True)
     if running:
         click.echo(f"memstore: still at the server: part {', '.join(map(str, running))}", err=True)
     tell_standing(standing, as_json)
@@ -233,8 +246,8 @@ def tell_nothing(job: Job, standing: Standing, as_json: bool) -> None:
         click.echo("memstore: all that is open is at the server: watch, then fetch", err=True)
     elif set(standing.counts()) != {"answered"} and not as_json:
         click.echo(
-            f"memstore: what is left was answered in vain {job.facts.attempts} times: change the "
-            "plan's prompt",
+            f"memstore: what is left was answered in vain {job.facts.attempts} times: ask it in "
+            "other words, in a new folder",
             err=True,
         )
     tell_standing(standing, as_json)

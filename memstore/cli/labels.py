@@ -11,7 +11,7 @@ import click
 
 from memstore import model_labels
 from memstore.cli import jobs
-from memstore.cli.options import json_option, reader, store_argument, writer
+from memstore.cli.options import changer, json_option, reader, store_argument
 from memstore.cli.output import one_line, print_json, print_result, print_table
 from memstore.errors import InvalidInput
 from memstore.progress import Progress
@@ -42,14 +42,17 @@ def labels_command() -> None:
 @count_option
 @json_option
 def find_command(store: str, words: tuple[str, ...], count: int, as_json: bool) -> None:
-    """Find neurons of STORE's encoder by WORDS in the dictionary that ships with it."""
+    """Find neurons of STORE by WORDS in their labels: given there, read, or made there."""
     with reader(store) as opened:
         found = opened.neurons.find(" ".join(words), count)
     if as_json:
         print_json([asdict(entry) for entry in found])
         return
     if not found:
-        click.echo("no neuron is described in such words", err=True)
+        click.echo(
+            "no label has such words; where there are few labels, `labels make` writes some",
+            err=True,
+        )
         return
     rows = [[f"N{e.neuron}", graded(e.grade), e.label or "-", e.sentence or "-"] for e in found]
     print_table(["neuron", "grade", "label", "meaning"], rows)
@@ -65,7 +68,7 @@ def make_command(store: str, as_json: bool) -> None:
     given by hand stay, and those of the dictionary come first.
     """
     progress = Progress("neurons")
-    with writer(store) as opened:
+    with changer(store) as opened:
         made = opened.neurons.make_labels(progress)
     progress.close()
     measured = [one for one in made if one.grade is not None]
@@ -95,7 +98,7 @@ def export_command(store: str, file: Path, as_json: bool) -> None:
 @json_option
 def import_command(store: str, file: Path, as_json: bool) -> None:
     """Take the labels in FILE into STORE; refused where they are of another encoder's neurons."""
-    with writer(store) as opened:
+    with changer(store) as opened:
         count = opened.neurons.import_labels(file)
     print_result(f"{count:,} labels from {file}", {"labels": count}, as_json=as_json)
 
@@ -113,7 +116,8 @@ def page_command(store: str, count: int, seed: int) -> None:
     with reader(store) as opened:
         made = opened.neurons.made()
         for known in drawn(opened, count, seed):
-            names = [f"{known.label or 'unclear'}** (grade {graded(known.grade)})"]
+            label = known.label or ("unclear" if known.grade is not None else "no label")
+            names = [f"{label}** (grade {graded(known.grade)})"]
             if known.id in made and made[known.id][0] != known.label:
                 name, grade = made[known.id]
                 names.append(f"made: **{name}** (grade {graded(grade)})")
@@ -155,7 +159,8 @@ def plan_command(
         job = opened.neurons.plan_labels(folder, model, read_numbers(neurons), price=prices)
     count = sum(job.facts.parts)
     facts = {"folder": str(folder), "requests": list(job.facts.parts)}
-    print_result(f"{count:,} neurons to explain", facts, as_json=as_json)
+    line = f"{count:,} neurons to explain; others fire strongly for too few texts"
+    print_result(line, facts, as_json=as_json)
 
 
 def read_numbers(given: str | None) -> list[int] | None:
@@ -199,7 +204,7 @@ def process_command(folder: Path, store: str | None, out: Path | None, as_json: 
     path, entries = model_labels.write_labels(folder, out)
     clear = sum(entry.label is not None for entry in entries)
     if store is not None:
-        with writer(store) as opened:
+        with changer(store) as opened:
             opened.neurons.import_labels(path)
     facts = {"neurons": len(entries), "clear": clear, "file": str(path)}
     line = f"{clear:,} of {len(entries):,} neurons have a clear label, in {path}"

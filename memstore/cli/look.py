@@ -8,19 +8,20 @@ from itertools import islice
 import click
 
 from memstore.cli.options import (
+    changer,
     json_option,
     read_neuron,
     read_where,
     reader,
     store_argument,
     where_options,
-    writer,
 )
 from memstore.cli.output import (
     one_line,
     print_facts,
     print_hits,
     print_json,
+    print_result,
     print_table,
     printable,
     width,
@@ -45,8 +46,12 @@ def neuron_command(
     """Show what is known of NEURON (number or label) in this store, or name it."""
     ref = read_neuron(neuron)
     if label is not None or unlabel:
-        with writer(store) as opened:
+        with changer(store) as opened:
             opened.neurons.label(ref, None if unlabel else label)
+        said = (
+            f"{neuron} has no name of its own now" if unlabel else f"{neuron} is called {label!r}"
+        )
+        print_result(said, {"neuron": neuron, "label": label}, as_json=as_json)
         return
     with reader(store) as opened:
         known = opened.neurons[ref]

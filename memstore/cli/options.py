@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -59,4 +60,11 @@ def reader(path: str) -> MemoryStore:
 
 def writer(path: str) -> MemoryStore:
     """Open a store for writing, making it if nothing is there."""
+    return MemoryStore.open(path)
+
+
+def changer(path: str) -> MemoryStore:
+    """Open a store that must exist, for writing: a slip of the pen makes none."""
+    if not Path(path).exists():
+        reader(path).close()  # which says so
     return MemoryStore.open(path)

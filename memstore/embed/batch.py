@@ -100,7 +100,7 @@ def write_vectors(job: Job, out: Path | None = None) -> tuple[Path, tuple[int, i
         if left:
             raise EmbeddingFailed(
                 f"{len(left)} of {len(places)} requests have no answer, {min(left)} first: "
-                "submit again, or ask them directly"
+                "submit, watch and fetch, or ask them directly"
             )
         array.flush()
     return target, (total, int(array.shape[1]))

@@ -25,6 +25,7 @@ from typing import Any
 
 from memstore.errors import InvalidPlan, brief
 
+LANGUAGE = re.compile(r"[a-z]{2}")
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 VARIATION = re.compile(r"[a-z][a-z_]{0,39}")
 #: What every plan may name in its messages, beside its variations.
@@ -112,6 +113,8 @@ def checked(found: dict[str, Any]) -> Plan:
     names = [one.name for one in categories]
     if len(set(names)) < len(names):
         raise InvalidPlan("two categories have the same name: rename one")
+    if not LANGUAGE.fullmatch(whole["language"]):
+        raise InvalidPlan(f"language = {brief(whole['language'])}: an ISO 639-1 code, like 'en'")
     plan = Plan(
         **{name: whole[name] for name in TEXTS},
         seed=number(whole, "seed", 0, 2**63 - 1),
@@ -122,6 +125,8 @@ def checked(found: dict[str, Any]) -> Plan:
         price=prices(whole["price"]),
         categories=categories,
     )
+    if plan.max_tokens < plan.words[1]:
+        raise InvalidPlan(f"max_tokens = {plan.max_tokens} cannot hold {plan.words[1]} words")
     if plan.count > MOST:
         raise InvalidPlan(f"{plan.count:,} narratives are more than one plan holds ({MOST:,})")
     check_messages(plan)
@@ -168,6 +173,10 @@ def check_messages(plan: Plan) -> None:
     """Refuse placeholders that a category cannot fill, and variations that no message uses."""
     used = placeholders(plan.system, "system") | placeholders(plan.prompt, "prompt")
     for one in plan.categories:
+        if "description" in used and not one.description.strip():
+            raise InvalidPlan(
+                f"{{description}} stands in a message, and category {brief(one.name)} has none"
+            )
         if lacking := used - set(KNOWN) - set(one.variation):
             raise InvalidPlan(
                 f"{{{min(lacking)}}} stands in a message, and category {brief(one.name)} has no "

@@ -51,7 +51,9 @@ def ask(
     with ThreadPoolExecutor(at_once) as pool:
         try:
             while run.stop is None:
-                while len(air) < at_once and (request := next(stream, None)) is not None:
+                # The first goes alone: a wrong key or a dead server is found out once.
+                most = at_once if run.done else 1
+                while len(air) < most and (request := next(stream, None)) is not None:
                     air[pool.submit(server.post, job.facts.endpoint, request.body)] = request
                 if not air:
                     break
@@ -77,7 +79,6 @@ class _Run:
         """Write down what is done, and take it out of the air."""
         for future in done:
             request = air.pop(future)
-            self.done += 1
             try:
                 body = future.result()
             except (ServerRefused, ServerUnreachable) as error:
@@ -85,7 +86,8 @@ class _Run:
             else:
                 self.log.append(line_of(request.id, body, 200))
                 self.answered, self.failures = self.answered + 1, 0
-            if self.report is not None:
+                self.done += 1
+            if self.report is not None and self.done:
                 self.report(self.done, self.total)
 
     def fail(self, request: Request, error: ServerRefused | ServerUnreachable) -> None:
@@ -95,6 +97,7 @@ class _Run:
             return
         status = error.status if isinstance(error, ServerRefused) else None
         self.log.append(line_of(request.id, None, status, str(error)))
+        self.done += 1
         if isinstance(error, ServerUnreachable):
             self.failures += 1
             if self.failures >= FAILURES:

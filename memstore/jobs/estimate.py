@@ -29,7 +29,7 @@ class Estimate:
         """Return it in one sentence."""
         said = f"about {self.input_tokens:,} tokens in and {self.output_tokens:,} out"
         if self.dollars is None:
-            return f"{said}; the plan names no prices"
+            return f"{said}; no prices are known"
         return f"{said}: about ${self.dollars:.4f}, at most ${self.most_dollars:.4f}"
 
 

@@ -20,7 +20,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +166,7 @@ class Job:
         written = write_parts(folder, 1, facts.endpoint, requests, facts.limits)
         whole = asdict(facts) | {"parts": [count for _, count in written]}
         if not whole["parts"]:
-            raise InvalidInput("there is nothing to ask: the plan makes no request")
+            raise InvalidInput("there is nothing to ask: no text, or no request, was given")
         with appearing(folder / JOB) as path:
             path.write_text(json.dumps(whole, indent=2) + "\n", "utf-8")
         return cls(folder)
@@ -217,13 +217,14 @@ class Job:
         for number in range(1, len(self.facts.parts) + 1):
             yield from read_part(self.folder, number)
 
-    def plan_again(self, ids: set[str]) -> None:
-        """Plan parts that ask some of the requests once more."""
+    def plan_again(self, ids: set[str], most_requests: int | None = None) -> None:
+        """Plan parts that ask some of the requests once more, ``most_requests`` a part."""
         chosen = (request for request in self.requests() if request.id in ids)
         first = self.parts()[-1].number + 1
-        for number, count in write_parts(
-            self.folder, first, self.facts.endpoint, chosen, self.facts.limits
-        ):
+        limits = self.facts.limits
+        if most_requests is not None:
+            limits = replace(limits, requests=most_requests)
+        for number, count in write_parts(self.folder, first, self.facts.endpoint, chosen, limits):
             self.record(Part(number, count), "planned", requests=count)
 
     def output_path(self, part: Part) -> Path:

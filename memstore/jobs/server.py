@@ -67,17 +67,20 @@ class Server:
     def __init__(self, base_url: str | None = None) -> None:
         self.base_url = checked_url(base_url or os.environ.get(BASE_URL) or OPENAI)
 
-    @cached_property
-    def _client(self) -> Any:
-        try:
-            import openai
-        except ImportError as error:
-            raise MissingExtra("openai", "openai", "asking a server") from error
+    def ready(self) -> Server:
+        """Return itself if there is a key and a client: before anybody is asked to pay."""
+        load_openai()
         if not os.environ.get(KEY):
             raise ServerRefused(
                 f"no key: set {KEY} in the environment (to anything, if {self.base_url} asks for "
                 "none)"
             )
+        return self
+
+    @cached_property
+    def _client(self) -> Any:
+        openai = load_openai()
+        self.ready()
         return openai.OpenAI(base_url=self.base_url, max_retries=RETRIES, timeout=TIMEOUT)
 
     def close(self) -> None:
@@ -162,14 +165,22 @@ class Server:
         return answer
 
 
+def load_openai() -> Any:
+    """Return the openai library. Raises ``MissingExtra``."""
+    try:
+        import openai
+    except ImportError as error:
+        raise MissingExtra("openai", "openai", "asking a server") from error
+    return openai
+
+
 @contextmanager
 def talking(server: str) -> Iterator[None]:
     """Turn what the client raises into our errors, without the key, which a server may echo.
 
     The client's own exception is left out of the chain: it holds the request and its headers.
     """
-    import openai
-
+    openai = load_openai()
     found: ServerRefused | ServerUnreachable
     try:
         yield

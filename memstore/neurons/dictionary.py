@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -43,6 +43,8 @@ STOP = frozenset(
     }
 )
 WORD = re.compile(r"[a-z0-9']+")
+#: How alike two spellings must be, from 0 to 1 (difflib's ratio).
+SPELT = 0.75
 
 
 @dataclass(frozen=True)
@@ -73,13 +75,19 @@ def read_labels(path: Path) -> tuple[dict[str, Any], list[Entry]]:
     """Return the heading and the entries of a file of labels. Raises ``InvalidFile``."""
     try:
         with path.open(encoding="utf-8") as file:
-            heading, *lines = map(json.loads, file)
-        if heading["memstore"] != "labels" or heading["format"] != FORMAT:
-            raise InvalidFile(f"{path} holds no labels of this version: {brief(heading)}")
-        entries = [Entry(**line) for line in lines]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InvalidFile(f"{path} cannot be read as labels: {error}") from error
-    return dict(heading), entries
+            heading, lines = json.loads(file.readline() or "null"), list(map(json.loads, file))
+    except OSError as error:
+        raise InvalidFile(f"{path}: {error.strerror}: check the path") from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidFile(f"{path} is no file of labels: {error}") from error
+    if not isinstance(heading, dict) or heading.get("memstore") != "labels":
+        raise InvalidFile(f"{path} is no file of labels, as `labels export` writes them")
+    if heading.get("format") != FORMAT:
+        raise InvalidFile(f"{path} has format {brief(heading.get('format'))}: update the package")
+    try:
+        return heading, [Entry(**line) for line in lines]
+    except TypeError as error:
+        raise InvalidFile(f"{path} has a line that is no label: {error}") from error
 
 
 def heading_of(fingerprint: str, name: str) -> dict[str, Any]:
@@ -123,28 +131,29 @@ class Dictionary:
         """Return the neuron of this name, capitals aside."""
         return self.names.get(" ".join(name.split()).casefold())
 
-    def find(self, text: str, count: int = 10) -> list[Entry]:
-        """Return the entries nearest to some words, best first.
 
-        By words in common (their beginnings count: "grieving" finds "grief over"), in the label
-        before the sentence, the better graded first; then by spelling.
-        """
-        wanted = words(text)
-        scored = []
-        for entry in self.entries:
-            if entry.label is None:
-                continue
-            names = words(" ".join((entry.label, *entry.also)))
-            near = shared(wanted, names) + 0.3 * shared(wanted, words(entry.sentence or ""))
-            if near > 0:
-                length = len(words(entry.label))
-                scored.append((-near, length, -(entry.grade or 0.0), entry.neuron))
-        found = [self.entries[neuron] for *_, neuron in sorted(scored)[:count]]
-        if len(found) < count:
-            spelt = difflib.get_close_matches(text.casefold(), self.names, count - len(found))
-            spelt = [name for name in spelt if self.entries[self.names[name]] not in found]
-            found += [self.entries[self.names[name]] for name in spelt]
-        return found
+def find(entries: Iterable[Entry], text: str, count: int = 10) -> list[Entry]:
+    """Return the labelled entries nearest to some words, best first.
+
+    A name is nearest, then words in common (their beginnings count: "grieving" finds "grief over"),
+    in the names before the sentence, the better graded first; where there are none, spelling.
+    """
+    wanted, exact = words(text), " ".join(text.split()).casefold()
+    scored, spelt = [], {}
+    for entry in entries:
+        if entry.label is None:
+            continue
+        names = [name.casefold() for name in (entry.label, *entry.also)]
+        spelt |= dict.fromkeys(names, entry)
+        near = shared(wanted, words(" ".join(names)))
+        near += 0.3 * shared(wanted, words(entry.sentence or "")) + 2.0 * (exact in names)
+        if near > 0:
+            length = len(words(entry.label))
+            scored.append((-near, length, -(entry.grade or 0.0), entry.neuron, entry))
+    if not scored:
+        alike = difflib.get_close_matches(exact, spelt, count, SPELT)
+        return list({spelt[name].neuron: spelt[name] for name in alike}.values())
+    return [entry for *_, entry in sorted(scored, key=lambda one: one[:4])[:count]]
 
 
 def words(text: str) -> list[str]:

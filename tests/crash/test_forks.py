@@ -42,11 +42,16 @@ CALLS: dict[str, Callable[[MemoryStore], object]] = {
     "search by hybrid": lambda store: store.search("parent", by="hybrid"),
     "similar": lambda store: store.similar(1),
     "search_vector": lambda store: store.search_vector([1.0] * DIMENSION),
+    "explain": lambda store: store.explain(1),
+    "diff": lambda store: store.diff(1, 1),
+    "audit": lambda store: store.audit(),
     "explain_query": lambda store: store.explain_query("+3"),
     "neurons": lambda store: store.neurons[3],
     "neurons.label": lambda store: store.neurons.label(3, "lost"),
     "neurons.labels": lambda store: store.neurons.labels(),
     "neurons.of": lambda store: store.neurons.of([3]),
+    "neurons.made": lambda store: store.neurons.made(),
+    "neurons.make_labels": lambda store: store.neurons.make_labels(),
     "len(neurons)": lambda store: len(store.neurons),
 }
 

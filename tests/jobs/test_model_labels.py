@@ -70,7 +70,7 @@ def test_the_loop_for_two_hundred_neurons_interrupted_and_resumed(shell, api, ha
         store.neurons.plan_labels(shell.folder / "job", "m", list(range(200)))
     assert len(sheets_of(shell.folder / "job")) == 200
     done = shell.run("labels", "grade", "job", code=1)
-    assert "200 of 200 neurons are not explained yet" in done.stderr
+    assert "200 of 200 neurons in job have no answer yet" in done.stderr
     api.fault(at="batch", kind="expire", after=120)
     for _ in range(2):
         for step in (("submit", "--yes"), ("watch", "--every", "0.1"), ("fetch",)):
@@ -79,6 +79,8 @@ def test_the_loop_for_two_hundred_neurons_interrupted_and_resumed(shell, api, ha
     assert len(api.paid) == len(set(api.paid)) == 200
     assert "not graded yet" in shell.run("labels", "process", "job", code=1).stderr
     assert shell.json("labels", "grade", "job")["requests"] == [400]
+    told = shell.run("labels", "process", "job", code=1)
+    assert "400 of 400 grading requests" in told.stderr
     api.fault(at="POST /chat/completions", kind="slow", seconds=0.05, times=400)
     asking = [sys.executable, "-m", "memstore", "labels", "direct", "job/grades", "--yes"]
     kept = []
