@@ -221,8 +221,8 @@ class EncoderMismatch(EncoderError):
         self.stored, self.offered = stored, offered
         super().__init__(
             message
-            or f"this store was encoded by {stored_name} (fingerprint {stored[:12]}), the encoder at "
-            f"hand has fingerprint {offered[:12]}: open the store with the encoder it was made "
+            or f"this store was encoded by {stored_name} (fingerprint {stored[:12]}), the encoder "
+            f"at hand has fingerprint {offered[:12]}: open the store with the encoder it was made "
             f"with, or {RENEW}"
         )
 
@@ -263,7 +263,14 @@ class ServerRefused(JobError):
 
 
 class ServerUnreachable(JobError):
-    """The server gave no answer, or none for now: the same call goes on from here."""
+    """The server gave no answer, or none for now: the same call goes on from here.
+
+    ``wait`` is how many seconds it asked for, if it did.
+    """
+
+    def __init__(self, message: str, wait: float | None = None) -> None:
+        self.wait = wait
+        super().__init__(message)
 
 
 class MissingExtra(MemstoreError, ImportError):

@@ -23,6 +23,7 @@ from memstore.generate.reading import judge, read
 from memstore.jobs.job import Facts, Job
 from memstore.jobs.requests import Limits
 from memstore.layout import PLANS
+from memstore.rows import MAX_TEXT
 from memstore.tables import Row, markdown
 from memstore.training import cached_vectors
 from memstore.types import Embedder, Float32
@@ -36,7 +37,7 @@ NEAR = 0.95
 #: How sure the language must be, for a text to be called one of another.
 SURE = 0.9
 #: Rows compared at a time.
-BLOCK = 2_048
+BLOCK = 256
 #: A model's English has about so many tokens a word.
 TOKENS_A_WORD = 4 / 3
 #: Of the answers around a narrative: the JSON they come in.
@@ -149,9 +150,12 @@ def check(job: Job, embedder: Embedder) -> Check:
     for one in wanted:
         own = reasons[one.id] = [wrong[one.id]] if one.id in wrong else []
         if one.id not in texts:
+            own[:] = own or ["absent: the job has no such request"]
             continue
         text = texts[one.id]
         count = len(text.split())
+        if len(text) > MAX_TEXT:
+            own.append(f"long: {len(text):,} characters")
         if not plan.words[0] <= count <= plan.words[1]:
             own.append(f"words: {count}")
         language, sure = tell(text)
@@ -216,12 +220,12 @@ def write_check(job: Job, plan: Plan, found: Check) -> None:
     """Write what a check found, for programs and for people."""
     with (
         appearing(job.folder / CHECKED, over=True) as path,
-        path.open("w", encoding="utf-8") as file,
+        path.open("w", encoding="utf-8", errors="backslashreplace") as file,
     ):
         for finding in found.findings:
             file.write(json.dumps(asdict(finding), ensure_ascii=False) + "\n")
     with appearing(job.folder / REPORT, over=True) as path:
-        path.write_text(report(job, plan, found), "utf-8")
+        path.write_text(report(job, plan, found), "utf-8", "backslashreplace")
 
 
 def report(job: Job, plan: Plan, found: Check) -> str:
@@ -285,7 +289,10 @@ def process(job: Job, found: Check, keep: Sequence[str] = (), out: Path | None =
     """Write the narratives that are to be stored as a JSON array; returns how many."""
     chosen = list(rows(job, found, keep))
     target = out or job.folder / NARRATIVES
-    with appearing(target, over=True) as path, path.open("w", encoding="utf-8") as file:
+    with (
+        appearing(target, over=True) as path,
+        path.open("w", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         json.dump(chosen, file, ensure_ascii=False, indent=1)
         file.write("\n")
     return len(chosen)

@@ -58,16 +58,24 @@ def cached_vectors(texts: Sequence[str], embedder: Embedder, cache: Path) -> Flo
     for start in range(0, len(texts), CHUNK):
         chunk = texts[start : start + CHUNK]
         path = folder / f"{start:09d}.npy"
-        if not path.exists():
+        if (vectors := read_vectors(path)) is None:
             vectors = unit_vectors(embedder.embed(chunk), len(chunk), embedder.dimension)
             part = path.with_suffix(".part")
             with part.open("wb") as file:
                 np.save(file, vectors, allow_pickle=False)
             part.replace(path)
-        parts.append(np.load(path, allow_pickle=False))
+        parts.append(vectors)
         report(min(start + CHUNK, len(texts)), len(texts))
     report.close()
     return np.concatenate(parts)
+
+
+def read_vectors(path: Path) -> Float32 | None:
+    """Return the vectors in a file of the cache, None where there is none that can be read."""
+    try:
+        return np.asarray(np.load(path, allow_pickle=False), dtype=np.float32)
+    except (OSError, ValueError, EOFError):
+        return None
 
 
 def train(  # noqa: PLR0913 - two more than a trainer: where to, and how exactly

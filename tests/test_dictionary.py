@@ -107,11 +107,11 @@ def test_another_encoder_has_no_dictionary(store):
     """Its neurons mean something else."""
     store.insert("one text")
     assert store.neurons.find("laughing") == []
+    with pytest.raises(UnknownNeuron, match="give it one"):
+        store.top("laughing")
     store.neurons.label(3, "Laughing aloud")
     assert [entry.neuron for entry in store.neurons.find("laughing")] == [3]
     assert store.neurons[3].sentence is None
-    with pytest.raises(UnknownNeuron, match="give it one"):
-        store.top("laughing")
 
 
 def test_the_command_finds_neurons(narrative_store):

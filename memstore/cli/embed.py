@@ -13,6 +13,7 @@ from memstore.embed import batch
 from memstore.errors import InvalidFile
 from memstore.files import FORMATS, Format, read_rows
 from memstore.jobs.job import Facts, Job
+from memstore.rows import refuse_unstorable
 
 
 @click.group("embed")
@@ -30,7 +31,7 @@ def embed_command() -> None:
 @click.option("--model", required=True, help="Such as text-embedding-3-small.")
 @click.option("--format", "kind", type=click.Choice(FORMATS), help="Default: by the file's name.")
 @click.option("--text", default="text", show_default=True, help="Field with the text.")
-@click.option("--price", type=click.FloatRange(0), help="US dollars per million tokens.")
+@click.option("--price", type=jobs.Finite(0), help="US dollars per million tokens.")
 @json_option
 def plan_command(
     file: str,
@@ -46,6 +47,7 @@ def plan_command(
     def checked(row: object) -> str:
         if not isinstance(row, str) or not row.strip():
             raise InvalidFile(f"{file}: a row has no text in {text!r}: a server embeds none")
+        refuse_unstorable(text, row, InvalidFile)
         return row
 
     prices = None if price is None else {"input": price, "output": 0.0, "batch": 0.5}

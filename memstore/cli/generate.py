@@ -74,8 +74,8 @@ def read_plan(source: Path | None) -> bytes:
         return generation.shipped_plan()
     if not source.is_file():
         raise InvalidFile(
-            f"{source}: no such file: `memstore generate plan --print > {source}` makes one to begin "
-            "with"
+            f"{source}: no such file: `memstore generate plan --print > {source}` writes the plan "
+            "that ships"
         )
     with medium(source, "read"):
         return source.read_bytes()

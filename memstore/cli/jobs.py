@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,18 @@ FAILED = "failed.jsonl"
 #: Failures that are printed; the file has all.
 SHOWN = 10
 
+
+class Finite(click.FloatRange):
+    """A number in a range; click lets "nan" pass through any."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Return the number."""
+        found = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"{value!r} is no number in the range {self._describe_range()}.", param, ctx)
+        return found
+
+
 folder_argument = click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 base_url_option = click.option(
     "--base-url", metavar="URL", help=f"OpenAI-compatible server. Default: {BASE_URL}, or OpenAI."
@@ -47,6 +60,8 @@ def standing_of(job: Job) -> Standing:
     """Return where the requests of a job stand, as its kind judges answers."""
     if job.facts.kind not in JUDGES:
         raise JobError(f"{job.folder} is a job of {job.facts.kind}: update the package")
+    if job.facts.kind == embeddings.KIND:
+        return job.standing(embeddings.judge_of(job))
     return job.standing(JUDGES[job.facts.kind])
 
 
@@ -142,12 +157,13 @@ def direct_command(
 
 @click.command("status")
 @folder_argument
+@base_url_option
 @json_option
-def status_command(folder: Path, as_json: bool) -> None:
+def status_command(folder: Path, base_url: str | None, as_json: bool) -> None:
     """Say how far the batches of FOLDER are, and where its requests stand."""
     job = Job(folder)
     standing = standing_of(job)
-    looked = {part.number: batch for part, batch in look(job)}
+    looked = {part.number: batch for part, batch in look(job, base_url)}
     rows = []
     for part in job.parts():
         batch = looked.get(part.number)
@@ -169,17 +185,18 @@ def status_command(folder: Path, as_json: bool) -> None:
 
 @click.command("watch")
 @folder_argument
+@base_url_option
 @click.option(
-    "--every", type=click.FloatRange(0.1), help="Seconds between looks. Default: growing to 120."
+    "--every", type=Finite(0.1, 3600), help="Seconds between looks. Default: growing to 120."
 )
 @json_option
-def watch_command(folder: Path, every: float | None, as_json: bool) -> None:
+def watch_command(folder: Path, base_url: str | None, every: float | None, as_json: bool) -> None:
     """Wait until the batches of FOLDER have ended; Ctrl-C stops the waiting, not the batches."""
     job = Job(folder)
     progress = Progress("requests done")
     with job.working():
         try:
-            watch(job, every, progress)
+            watch(job, every, progress, base_url)
         finally:
             progress.close()
         parts = [part for part in job.parts() if part.batch is not None]
@@ -195,12 +212,13 @@ def watch_command(folder: Path, every: float | None, as_json: bool) -> None:
 
 @click.command("fetch")
 @folder_argument
+@base_url_option
 @json_option
-def fetch_command(folder: Path, as_json: bool) -> None:
+def fetch_command(folder: Path, base_url: str | None, as_json: bool) -> None:
     """Download what the ended batches of FOLDER left: answers, and errors by request."""
     job = Job(folder)
     with job.working():
-        parts = fetch(job)
+        parts = fetch(job, base_url)
         running = [part.number for part in job.parts() if part.runs]
         standing = standing_of(job)
         write_failed(job, standing)
@@ -277,7 +295,10 @@ def failures(standing: Standing) -> Iterator[tuple[str, str, str]]:
 
 def write_failed(job: Job, standing: Standing) -> None:
     """Write each failed request and why, for programs and people."""
-    with appearing(job.folder / FAILED, over=True) as path, path.open("w", encoding="utf-8") as out:
+    with (
+        appearing(job.folder / FAILED, over=True) as path,
+        path.open("w", encoding="utf-8", errors="backslashreplace") as out,
+    ):
         for id, state, why in failures(standing):
             line: dict[str, Any] = {"request": id, "state": state, "why": why}
             out.write(json.dumps(line, ensure_ascii=False) + "\n")

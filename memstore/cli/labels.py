@@ -136,7 +136,7 @@ def page_command(store: str, count: int, seed: int) -> None:
 @click.option("--neurons", metavar="N,N,...", help="Default: all that fire often enough.")
 @click.option(
     "--price",
-    type=click.FloatRange(0),
+    type=jobs.Finite(0),
     nargs=2,
     metavar="IN OUT",
     help="US dollars per million tokens, for the estimate.",

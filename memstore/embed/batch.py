@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -16,6 +15,7 @@ from memstore.errors import EmbeddingFailed, JobError
 from memstore.jobs.answers import Answer
 from memstore.jobs.job import Job
 from memstore.jobs.requests import Request
+from memstore.jobs.standing import Judge
 from memstore.types import Float32
 
 KIND = "embeddings"
@@ -43,6 +43,23 @@ def judge(answer: Answer) -> str | None:
     return None
 
 
+def judge_of(job: Job) -> Judge:
+    """Return what judges a job's answers: so many vectors as texts, all of one length."""
+    sizes = {request.id: request.inputs for request in job.requests()}
+    lengths: list[int] = []
+
+    def judged(answer: Answer) -> str | None:
+        if (why := judge(answer)) is not None:
+            return why
+        rows, length = vectors_of(answer.body or {}).shape
+        lengths.append(length)
+        if rows != sizes.get(answer.id, rows) or length != lengths[0]:
+            return f"schema: {rows} vectors of {length} for {sizes.get(answer.id)} texts"
+        return None
+
+    return judged
+
+
 def vectors_of(body: dict[str, Any]) -> Float32:
     """Return the (texts, d) vectors of an answer, whose entries come in any order."""
     try:
@@ -51,7 +68,9 @@ def vectors_of(body: dict[str, Any]) -> Float32:
         if [entry["index"] for entry in entries] != list(range(len(rows))) or not rows:
             raise EmbeddingFailed("the answer lacks a vector")
         vectors = np.stack(rows)
-    except (KeyError, TypeError, ValueError, binascii.Error) as error:
+        if vectors.ndim != 2 or not vectors.size:
+            raise EmbeddingFailed("the answer holds empty vectors")
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise EmbeddingFailed(f"the answer holds no vectors ({type(error).__name__})") from error
     if not np.isfinite(vectors).all():
         raise EmbeddingFailed("a vector has NaN or infinity")
@@ -82,8 +101,9 @@ def write_vectors(job: Job, out: Path | None = None) -> tuple[Path, tuple[int, i
     target = out or job.folder / VECTORS
     array: Any = None
     with appearing(target, over=True) as path:
+        is_wrong = judge_of(job)
         for answer in job.answers():
-            if answer.id not in left or answer.failure is not None or judge(answer) is not None:
+            if answer.id not in left or answer.failure is not None or is_wrong(answer) is not None:
                 continue
             vectors = vectors_of(answer.body or {})
             if array is None:

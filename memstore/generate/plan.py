@@ -19,6 +19,7 @@ from __future__ import annotations
 import re
 import string
 import tomllib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,11 @@ NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 VARIATION = re.compile(r"[a-z][a-z_]{0,39}")
 #: What every plan may name in its messages, beside its variations.
 KNOWN = ("category", "description", "language", "fewest", "most")
+#: Names that a memory's metadata has already.
+TAKEN = ("request", "job", "plan", "model")
+#: Characters that no store keeps, and the letters of a category, at most.
+UNFIT = re.compile("[\x00\ud800-\udfff]")
+LONGEST = 1_000
 TEXTS = ("name", "model", "language", "system", "prompt")
 #: Entry -> what it is where a plan leaves it out.
 DEFAULTS: dict[str, Any] = {
@@ -117,7 +123,7 @@ def checked(found: dict[str, Any]) -> Plan:
         raise InvalidPlan(f"language = {brief(whole['language'])}: an ISO 639-1 code, like 'en'")
     plan = Plan(
         **{name: whole[name] for name in TEXTS},
-        seed=number(whole, "seed", 0, 2**63 - 1),
+        seed=number(whole, "seed", 0, 2**53),
         words=word_range(whole["words"]),
         temperature=price_of(whole["temperature"], "temperature", 2.0),
         max_tokens=number(whole, "max_tokens", 1, 100_000),
@@ -142,6 +148,8 @@ def category(given: Any, place: int, common: Variation) -> Category:
     name, description = given.get("name"), given.get("description", "")
     if not isinstance(name, str) or not name.strip() or not isinstance(description, str):
         raise InvalidPlan(f"{where} needs a name, and a description that is a text")
+    if UNFIT.search(name) or len(name) > LONGEST:
+        raise InvalidPlan(f"{where}: name = {brief(name)}: no store could keep it")
     own = variations(given.get("variation", {}), f"{where}: variation")
     if both := set(own) & set(common):
         raise InvalidPlan(f"{where}: variation {min(both)} is the plan's already: rename one")
@@ -154,17 +162,19 @@ def variations(given: Any, where: str) -> dict[str, tuple[str, ...]]:
     if not isinstance(given, dict):
         raise InvalidPlan(f"{where} is no table: write [{where}] and name = [values]")
     for name, values in given.items():
-        if not VARIATION.fullmatch(name) or name in KNOWN:
+        if not VARIATION.fullmatch(name) or name in (*KNOWN, *TAKEN):
             raise InvalidPlan(
                 f"{where}: {brief(name)} cannot be the name of a variation: use small letters, and "
-                f"none of {', '.join(KNOWN)}"
+                f"none of {', '.join((*KNOWN, *TAKEN))}"
             )
         if not isinstance(values, list) or not values:
             raise InvalidPlan(f"{where}: {name} must be a list of texts")
         if not all(isinstance(value, str) and value.strip() for value in values):
             raise InvalidPlan(f"{where}: {name} has a value that is no text")
+        if bad := next((v for v in values if UNFIT.search(v) or len(v) > LONGEST), None):
+            raise InvalidPlan(f"{where}: {name} has {brief(bad)}, which no store could keep")
         if len(set(values)) < len(values):
-            twice = next(value for value in values if values.count(value) > 1)
+            twice = Counter(values).most_common(1)[0][0]
             raise InvalidPlan(f"{where}: {name} has {brief(twice)} twice: remove one")
     return {name: tuple(values) for name, values in given.items()}
 
@@ -219,7 +229,9 @@ def number(given: Mapping[str, Any], name: str, fewest: int, most: int, where: s
 def word_range(given: Any) -> tuple[int, int]:
     """Return the fewest and the most words."""
     match given:
-        case [int(fewest), int(most)] if 1 <= fewest <= most <= 100_000:
+        case [int(fewest), int(most)] if (
+            not isinstance(fewest, bool) and 1 <= fewest <= most <= 100_000
+        ):
             return fewest, most
     raise InvalidPlan(f"words = {brief(given)}: write fewest and most, like words = [20, 120]")
 

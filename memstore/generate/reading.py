@@ -8,6 +8,7 @@ from typing import Any
 
 from memstore.generate.prompts import FIELD
 from memstore.jobs.answers import Answer
+from memstore.jobs.server import clean
 
 REFUSED = "refused"
 #: How models begin when they decline in plain words.
@@ -36,7 +37,7 @@ def read(answer: Answer) -> tuple[str | None, str | None]:
     except (KeyError, IndexError, TypeError, AttributeError):
         return None, "schema: no message in the answer"
     if refusal or ending == "content_filter":
-        return None, f"{REFUSED}: {str(refusal or 'content filter')[:120]}"
+        return None, f"{REFUSED}: {clean(str(refusal or 'content filter'))[:120]}"
     if ending == "length":
         return None, "cut off: max_tokens is too small for it"
     return narrative_of(content)
@@ -48,7 +49,7 @@ def narrative_of(content: Any) -> tuple[str | None, str | None]:
         found = json.loads(content)
     except (TypeError, ValueError, RecursionError):
         if isinstance(content, str) and DECLINES.match(content.strip()):
-            return None, f"{REFUSED}: {content.strip()[:120]}"
+            return None, f"{REFUSED}: {clean(content)[:120]}"
         return None, "schema: the content is not JSON"
     text = found.get(FIELD) if isinstance(found, dict) else None
     if not isinstance(text, str) or not text.strip() or "\0" in text:
@@ -57,7 +58,7 @@ def narrative_of(content: Any) -> tuple[str | None, str | None]:
         return None, "schema: half of a character pair, which no file can hold"
     text = text.strip()
     if DECLINES.match(text) and len(text.split()) < DECLINING_WORDS:
-        return None, f"{REFUSED}: {text[:120]}"
+        return None, f"{REFUSED}: {clean(text)[:120]}"
     return text, None
 
 

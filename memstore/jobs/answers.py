@@ -37,14 +37,14 @@ class Answer:
         if not isinstance(line, dict) or not isinstance(line.get("custom_id"), str):
             return None
         response, error = line.get("response"), line.get("error")
-        if isinstance(error, dict):
+        if isinstance(error, dict) and error:
             return cls(line["custom_id"], None, said(error))
         if not isinstance(response, dict) or not isinstance(response.get("body"), dict):
             return None
         status, body = response.get("status_code"), response["body"]
-        if status == 200:
-            return cls(line["custom_id"], body, None)
         own = body.get("error")
+        if status in (200, "200", None) and not own:
+            return cls(line["custom_id"], body, None)
         return cls(
             line["custom_id"], None, f"{status}: {said(own if isinstance(own, dict) else body)}"
         )

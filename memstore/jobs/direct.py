@@ -6,6 +6,8 @@ asked again by the next call: at most as many requests as were in the air.
 
 from __future__ import annotations
 
+import json
+import threading
 from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
@@ -15,7 +17,7 @@ from memstore.jobs.answers import line_of
 from memstore.jobs.job import DIRECT, Job
 from memstore.jobs.log import Log
 from memstore.jobs.requests import Request
-from memstore.jobs.server import Server
+from memstore.jobs.server import RETRIES, Server, hidden
 from memstore.progress import Report
 
 #: Requests in the air.
@@ -24,6 +26,10 @@ AT_ONCE = 8
 FAILURES = 5
 #: Statuses that say no to this request alone.
 ITS_OWN = (400, 413, 422)
+
+#: Seconds between two attempts: growing from the first to the last, or what Retry-After says, up to
+#: the longest.
+FIRST_PAUSE, LAST_PAUSE, LONGEST_PAUSE = 0.5, 30.0, 120.0
 
 Asked = dict[Future[dict[str, Any]], Request]
 
@@ -48,23 +54,46 @@ def ask(
     run = _Run(log, total, report)
     stream = iter(requests)
     air: Asked = {}
+    stopping = threading.Event()
+
+    def answer(request: Request) -> dict[str, Any]:
+        return patiently(server, job.facts.endpoint, request, stopping)
+
     with ThreadPoolExecutor(at_once) as pool:
         try:
             while run.stop is None:
                 # The first goes alone: a wrong key or a dead server is found out once.
                 most = at_once if run.done else 1
                 while len(air) < most and (request := next(stream, None)) is not None:
-                    air[pool.submit(server.post, job.facts.endpoint, request.body)] = request
+                    air[pool.submit(answer, request)] = request
                 if not air:
                     break
                 run.keep(air, wait(air, return_when=FIRST_COMPLETED).done)
         finally:
-            # Paid for: kept, whatever made us stop.
+            # What waits to be asked again is not; what is in the air is paid for, and kept.
+            stopping.set()
             run.keep(air, wait(air).done)
             log.close()
     if run.stop is not None:
         raise run.stop
     return run.answered
+
+
+def patiently(
+    server: Server, endpoint: str, request: Request, stopping: threading.Event
+) -> dict[str, Any]:
+    """Ask until there is an answer, in growing pauses, or as long as the server says.
+
+    Not on after ``stopping``. Raises what the last attempt raised.
+    """
+    for attempt in range(RETRIES + 1):
+        try:
+            return server.post(endpoint, request.body)
+        except ServerUnreachable as error:
+            pause = min(FIRST_PAUSE * 2**attempt, LAST_PAUSE) if error.wait is None else error.wait
+            if attempt == RETRIES or pause > LONGEST_PAUSE or stopping.wait(pause):
+                raise
+    raise AssertionError("the last attempt raises")
 
 
 class _Run:
@@ -84,7 +113,7 @@ class _Run:
             except (ServerRefused, ServerUnreachable) as error:
                 self.fail(request, error)
             else:
-                self.log.append(line_of(request.id, body, 200))
+                self.log.append(json.loads(hidden(json.dumps(line_of(request.id, body, 200)))))
                 self.answered, self.failures = self.answered + 1, 0
                 self.done += 1
             if self.report is not None and self.done:

@@ -70,12 +70,16 @@ class Part:
     """Id of the uploaded file."""
     begun: bool = False
     """Whether the server was asked for a batch, and its answer not yet written down."""
+    begun_at: float = 0.0
+    """When, in seconds since 1970."""
     batch: str | None = None
     server: str | None = None
     status: str = "planned"
     output: str | None = None
     errors: str | None = None
     why: str = ""
+    completed: int = 0
+    """Requests that the server says it answered."""
     fetched: bool = False
     broken: int = 0
     """Lines of its output that could not be read."""
@@ -83,21 +87,24 @@ class Part:
     def hear(self, event: str, facts: Mapping[str, Any]) -> None:
         """Bring it up to date with a line of the journal."""
         if event == "uploaded":
-            self.file, self.status = facts["file"], "uploaded"
+            self.file, self.status = str(facts["file"]), "uploaded"
+            self.server = facts.get("server")
         elif event == "void":
             self.status = VOID
         elif event == "submitting":
-            self.begun = True
+            self.begun, self.begun_at = True, float(facts.get("at", 0.0))
+            self.server = facts.get("server")
         elif event == "dropped":  # the server would not take the file
-            self.file, self.begun, self.status = None, False, "planned"
+            self.file, self.begun, self.status, self.server = None, False, "planned", None
         elif event == "submitted":
             self.begun, self.status = False, "submitted"
-            self.batch, self.server = facts["batch"], facts["server"]
+            self.batch, self.server = str(facts["batch"]), str(facts["server"])
         elif event == "ended":
-            self.status, self.why = facts["status"], facts["why"]
-            self.output, self.errors = facts["output"], facts["errors"]
+            self.status, self.why = str(facts["status"]), str(facts["why"])
+            self.output, self.errors = facts["output"] or None, facts["errors"] or None
+            self.completed = int(facts.get("completed", 0))
         elif event == "fetched":
-            self.fetched, self.broken = True, facts["broken"]
+            self.fetched, self.broken = True, int(facts["broken"])
 
     @property
     def waits(self) -> bool:
@@ -125,6 +132,21 @@ class Part:
         return not self.waits and not self.runs and (self.fetched or not self.files)
 
 
+@contextmanager
+def claimed(folder: Path) -> Iterator[Log]:
+    """Lend the journal of a folder that no other process works on. Raises ``JobBusy``."""
+    journal = Log(folder / JOURNAL)
+    try:
+        fcntl.flock(journal.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        journal.close()
+        raise JobBusy(f"{folder}: another process is at work on it: wait") from error
+    try:
+        yield journal
+    finally:
+        journal.close()
+
+
 class Job:
     """A job in a folder. Reading needs no lock; ``working`` takes it for what changes something."""
 
@@ -138,9 +160,11 @@ class Job:
             self.facts = Facts(
                 **{**found, "parts": tuple(found["parts"]), "tokens": tuple(found["tokens"])}
             )
+            if not all(type(count) is int for count in self.facts.parts):
+                raise ValueError("parts are no numbers")
         except (FileNotFoundError, NotADirectoryError) as error:
             raise JobNotFound(f"{folder} holds no job: make one with plan first") from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise JobDamaged(f"{folder / JOB} cannot be read: {error}") from error
         self._journal: Log | None = None
 
@@ -160,6 +184,17 @@ class Job:
             raise JobError(f"{folder} holds a job already: name another folder")
         with medium(folder):
             folder.mkdir(parents=True, exist_ok=True)
+        with claimed(folder):
+            return cls._written(folder, facts, requests, files)
+
+    @classmethod
+    def _written(
+        cls,
+        folder: Path,
+        facts: Facts,
+        requests: Iterable[Request],
+        files: Mapping[str, bytes] | None,
+    ) -> Job:
         for name, content in (files or {}).items():
             with appearing(folder / name, over=True) as path:
                 path.write_bytes(content)
@@ -176,17 +211,13 @@ class Job:
     @contextmanager
     def working(self) -> Iterator[Job]:
         """Hold the job: no other process may work on it meanwhile. Raises ``JobBusy``."""
-        journal = Log(self.folder / JOURNAL)
-        try:
-            fcntl.flock(journal.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with claimed(self.folder) as journal:
             journal.mend()
             self._journal = journal
-            yield self
-        except BlockingIOError as error:
-            raise JobBusy(f"{self.folder}: another process is at work on it: wait") from error
-        finally:
-            self._journal = None
-            journal.close()
+            try:
+                yield self
+            finally:
+                self._journal = None
 
     def record(self, part: Part, event: str, **facts: Any) -> None:
         """Write down what was done about a part, before anything relies on it."""
@@ -194,7 +225,7 @@ class Job:
             raise JobError("the job is not held: a call of record outside of working()")
         line = {"at": round(time.time(), 3), "part": part.number, "event": event, **facts}
         self._journal.append(line)
-        part.hear(event, facts)
+        part.hear(event, line)
 
     def parts(self) -> list[Part]:
         """Return every part as the journal tells it."""
@@ -204,9 +235,11 @@ class Job:
         for line in read_log(self.folder / JOURNAL):
             try:
                 number = line["part"]
+                if type(number) is not int:
+                    raise TypeError("a number of a part")
                 part = parts.setdefault(number, Part(number, line.get("requests", 0)))
                 part.hear(line["event"], line)
-            except (KeyError, TypeError) as error:
+            except (KeyError, TypeError, ValueError) as error:
                 raise JobDamaged(f"{self.folder / JOURNAL}: a line lacks {error}") from error
         return [parts[number] for number in sorted(parts)]
 
@@ -265,8 +298,8 @@ class Job:
             for answer in self.part_answers(part):
                 standing.hear(answer, judge)
                 own.discard(answer.id)
-            refused = part.why if part.status == "failed" else None
-            for id in own:
+            refused = None if part.output else part.why or part.status
+            for id in own & standing.states.keys():
                 standing.miss(id, refused, part.number)
         for answer in self.direct_answers():
             standing.hear(answer, judge)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from memstore.durable import PRIVATE, medium
 from memstore.errors import JobDamaged
@@ -21,7 +22,10 @@ class Log:
     def __init__(self, path: Path) -> None:
         self.path = path
         with medium(path):
-            self.file: BinaryIO = os.fdopen(os.open(path, os.O_CREAT | os.O_RDWR, PRIVATE), "r+b")
+            # Unbuffered: what a full disk did not take must not be tried again by close().
+            self.file: Any = os.fdopen(
+                os.open(path, os.O_CREAT | os.O_RDWR, PRIVATE), "r+b", buffering=0
+            )
 
     def mend(self) -> None:
         """Cut off a last line without an end: its writer did not live to see it written."""
@@ -44,8 +48,8 @@ class Log:
         raw = json.dumps(line, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
         with medium(self.path):
             self.file.seek(0, os.SEEK_END)
-            self.file.write(raw)
-            self.file.flush()
+            if self.file.write(raw) != len(raw):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(self.file.fileno())
 
     def close(self) -> None:

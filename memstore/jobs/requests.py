@@ -91,8 +91,11 @@ def read_part(folder: Path, number: int) -> Iterator[Request]:
         for at, raw in enumerate(file, 1):
             try:
                 line = json.loads(raw)
-                yield Request(line["custom_id"], line["body"])
+                id, body = line["custom_id"], line["body"]
+                if not isinstance(id, str) or not isinstance(body, dict):
+                    raise TypeError("no request")
             except (ValueError, RecursionError, KeyError, TypeError) as error:
                 raise JobDamaged(
                     f"{path} line {at} is no request: take the folder back from a copy"
                 ) from error
+            yield Request(id, body)

@@ -7,6 +7,7 @@ keeps it, and what the server says is cleared of it before anybody reads it.
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import re
 import sys
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from memstore.errors import InvalidInput, MissingExtra, ServerRefused, ServerUnreachable, brief
 
@@ -27,14 +29,20 @@ OPENAI = "https://api.openai.com/v1"
 RETRIES = 8
 #: Seconds until a call counts as lost.
 TIMEOUT = 120.0
+#: What an answer of another form than the API's makes its client, or us, raise.
+UNREADABLE = (ValueError, TypeError, AttributeError, LookupError, RecursionError)
 #: What may stand in place of a key in a message.
 HIDDEN = "[key]"
 #: A batch in one of these will not change any more.
-ENDED = ("completed", "failed", "expired", "cancelled")
+ENDED = ("completed", "failed", "expired", "cancelled", "gone")
+#: Of a batch that the server does not know any more.
+GONE = "gone"
 #: Codes of a 429 that waiting does not help.
 BROKE = ("insufficient_quota", "billing_hard_limit_reached")
-#: Seconds by which the server's clock may be behind ours.
-SLACK = 86_400.0
+#: Seconds for one answer of a model, which may be slow and is paid for however late it comes.
+PATIENCE = 600.0
+#: A key shorter than this is a word, and stands in messages by chance.
+SECRET = 8
 #: Messages are for one line of a terminal.
 LONGEST = 400
 
@@ -57,8 +65,8 @@ class Batch:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will happen to it."""
-        return self.status in ENDED
+        """Whether nothing more will happen to it; answers without their file are still to come."""
+        return self.status in ENDED and (self.output is not None or not self.completed)
 
 
 class Server:
@@ -70,18 +78,22 @@ class Server:
     def ready(self) -> Server:
         """Return itself if there is a key and a client: before anybody is asked to pay."""
         load_openai()
-        if not os.environ.get(KEY):
+        if not key():
             raise ServerRefused(
                 f"no key: set {KEY} in the environment (to anything, if {self.base_url} asks for "
                 "none)"
             )
+        if not re.fullmatch(r"[!-~]+", key()):
+            raise ServerRefused(f"{KEY} has characters that no key has: set it anew")
         return self
 
     @cached_property
     def _client(self) -> Any:
-        openai = load_openai()
         self.ready()
-        return openai.OpenAI(base_url=self.base_url, max_retries=RETRIES, timeout=TIMEOUT)
+        openai = load_openai()
+        return openai.OpenAI(
+            api_key=key(), base_url=self.base_url, max_retries=RETRIES, timeout=TIMEOUT
+        )
 
     def close(self) -> None:
         """Close the connections, if there are any."""
@@ -97,7 +109,7 @@ class Server:
     def upload(self, path: Path) -> str:
         """Upload a file of requests, streamed; returns its id."""
         with talking(self.base_url), path.open("rb") as file:
-            return str(self._client.files.create(file=(path.name, file), purpose="batch").id)
+            return named(self._client.files.create(file=(path.name, file), purpose="batch").id)
 
     def create_batch(self, file: str, endpoint: str, marks: Mapping[str, str]) -> str:
         """Start a batch; returns its id.
@@ -113,53 +125,54 @@ class Server:
                 completion_window="24h",
                 metadata=dict(marks),
             )
-            return str(created.id)
+            return named(created.id)
 
-    def find_batch(self, marks: Mapping[str, str], since: float) -> str | None:
-        """Return the id of the batch created with these marks, if there is one.
+    def find_batch(self, marks: Mapping[str, str], file: str) -> str | None:
+        """Return the id of the batch created with these marks, or of this file, if there is one.
 
-        Batches are listed from the newest back to ``since``, seconds since 1970.
+        Looks through every batch the server lists: in what order, and with which of its facts, a
+        server lists them is its own affair.
         """
         with talking(self.base_url):
             for batch in self._client.batches.list(limit=100):
-                if batch.created_at < since - SLACK:
-                    break
                 own = batch.metadata or {}
-                if all(own.get(name) == value for name, value in marks.items()):
-                    return str(batch.id)
+                marked = all(own.get(name) == value for name, value in marks.items())
+                if marked or batch.input_file_id == file:
+                    return named(batch.id)
         return None
 
     def batch(self, id: str) -> Batch:
         """Return how far a batch is."""
         with talking(self.base_url):
             found = self._client.batches.retrieve(id)
-        counts = found.request_counts
-        errors = (found.errors.data if found.errors else None) or []
-        return Batch(
-            id=id,
-            status=found.status,
-            total=counts.total if counts else 0,
-            completed=counts.completed if counts else 0,
-            failed=counts.failed if counts else 0,
-            output=found.output_file_id,
-            errors=found.error_file_id,
-            why="; ".join(clean(f"{e.message or e.code}") for e in errors[:3]),
-        )
+            counts = found.request_counts
+            errors = (found.errors.data if found.errors else None) or []
+            return Batch(
+                id=id,
+                status=named(found.status),
+                total=int(counts.total or 0) if counts else 0,
+                completed=int(counts.completed or 0) if counts else 0,
+                failed=int(counts.failed or 0) if counts else 0,
+                output=found.output_file_id or None,
+                errors=found.error_file_id or None,
+                why="; ".join(clean(f"{e.message or e.code}") for e in errors[:3]),
+            )
 
     def download(self, file: str, path: Path) -> None:
-        """Write the content of a file to ``path``, streamed."""
-        streaming = self._client.files.with_streaming_response
-        with talking(self.base_url), streaming.content(file) as answer:
+        """Write the content of a file to ``path``, streamed; a key in it is hidden."""
+        with (
+            talking(self.base_url),
+            self._client.files.with_streaming_response.content(file) as answer,
+        ):
             answer.stream_to_file(path)
+        hide(path)
 
     def post(self, endpoint: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Ask one request now; returns the body of the answer.
-
-        The client repeats it after a cut connection, a 429 or a 5xx, as Retry-After says.
-        """
+        """Ask one request now, once; returns the body of the answer."""
         with talking(self.base_url):
+            once = self._client.with_options(max_retries=0, timeout=PATIENCE)
             path = endpoint.removeprefix("/v1")
-            answer = self._client.post(path, body=dict(body), cast_to=object)
+            answer = once.post(path, body=dict(body), cast_to=object)
         if not isinstance(answer, dict):
             raise ServerUnreachable(f"{self.base_url} answers {brief(answer)} instead of an object")
         return answer
@@ -195,9 +208,10 @@ def talking(server: str) -> Iterator[None]:
             remedy = "add credit, then run the same again"
             found = ServerRefused(f"{at}: {message}: {remedy}", error.status_code)
         elif error.status_code in (408, 409, 429) or error.status_code >= 500:
-            wait = error.response.headers.get("retry-after")
-            when = f" in {wait} s" if wait and re.fullmatch(r"[0-9]{1,9}", wait) else " later"
-            found = ServerUnreachable(f"{at}: {message}: run the same again{when}")
+            wait = error.response.headers.get("retry-after") or ""
+            seconds = float(wait) if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", wait) else None
+            when = " later" if seconds is None else f" in {wait} s"
+            found = ServerUnreachable(f"{at}: {message}: run the same again{when}", seconds)
         else:
             found = ServerRefused(f"{at}: {message}", error.status_code)
     except openai.APIConnectionError as error:
@@ -206,8 +220,9 @@ def talking(server: str) -> Iterator[None]:
     except transport_errors() as error:
         reason = clean(str(error) or type(error).__name__)
         found = ServerUnreachable(f"{server} broke off ({reason}): run the same again")
-    except (openai.OpenAIError, json.JSONDecodeError) as error:
-        found = ServerUnreachable(f"{server} answers what cannot be read ({clean(str(error))})")
+    except (openai.OpenAIError, *UNREADABLE) as error:
+        reason = clean(str(error) or type(error).__name__)
+        found = ServerUnreachable(f"{server} answers what cannot be read ({reason})")
     raise found from None
 
 
@@ -216,12 +231,45 @@ def transport_errors() -> tuple[type[Exception], ...]:
     return tuple(sys.modules[n].HTTPError for n in ("httpx2", "httpx") if n in sys.modules)
 
 
+def key() -> str:
+    """Return the key in the environment; what a file put around it is no part of it."""
+    return os.environ.get(KEY, "").strip()
+
+
 def clean(message: str) -> str:
-    """Return a message on one line, of bounded length, without the key."""
-    key = os.environ.get(KEY)
-    message = message.replace(key, HIDDEN) if key else message
-    message = " ".join(message.split())
+    """Return what a server said on one line, of bounded length, printable, without the key."""
+    message = " ".join(hidden(message[: 50 * LONGEST]).split())
+    message = "".join(letter if letter.isprintable() else "\ufffd" for letter in message)
     return message if len(message) <= LONGEST else message[:LONGEST] + "..."
+
+
+def hidden(text: str) -> str:
+    """Return a text without the key, however it was escaped."""
+    secret = key()
+    if len(secret) < SECRET:
+        return text
+    for form in {secret, repr(secret)[1:-1], json.dumps(secret)[1:-1]}:
+        text = text.replace(form, HIDDEN)
+    return text
+
+
+def hide(path: Path) -> None:
+    """Take the key out of a file that a server sent, should it be in there."""
+    secret = json.dumps(key())[1:-1].encode()
+    if len(secret) < SECRET or not path.stat().st_size:
+        return
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
+        if whole.find(secret) < 0:
+            return
+        content = whole[:]
+    path.write_bytes(content.replace(secret, HIDDEN.encode()))
+
+
+def named(id: object) -> str:
+    """Return an id, or a word, that a server must have given. Raises ``ValueError``."""
+    if not isinstance(id, str) or not id:
+        raise ValueError(f"no id in the answer but {brief(id)}")
+    return id
 
 
 def checked_url(url: str) -> str:
@@ -229,7 +277,14 @@ def checked_url(url: str) -> str:
 
     Raises ``InvalidInput`` for what is none, and for one with a password in it: it is written down.
     """
-    if not re.fullmatch(r"https?://[^\s/@]+(/[^\s@?#]*)?", url):
+    try:
+        urlsplit(url).port  # noqa: B018 - raises for what is no port
+        sound = re.fullmatch(r"https?://[A-Za-z0-9.:\[\]-]+(/[!-~]*)?", url) and not re.search(
+            r"[@?#]|\.\.", url
+        )
+    except ValueError:
+        sound = None
+    if not sound:
         raise InvalidInput(
             f"{BASE_URL} or --base-url is no address of a server, or holds a password: write it "
             f"like {OPENAI}, the key goes into {KEY}"

@@ -139,7 +139,8 @@ def find(entries: Iterable[Entry], text: str, count: int = 10) -> list[Entry]:
     in the names before the sentence, the better graded first; where there are none, spelling.
     """
     wanted, exact = words(text), " ".join(text.split()).casefold()
-    scored, spelt = [], {}
+    scored: list[tuple[float, int, float, int, Entry]] = []
+    spelt: dict[str, Entry] = {}
     for entry in entries:
         if entry.label is None:
             continue

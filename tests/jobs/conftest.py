@@ -28,7 +28,9 @@ def api():
 
 
 @pytest.fixture
-def shell(tmp_path, api):
+def shell(tmp_path, api, monkeypatch):
+    # The local server shows at once what it did.
+    monkeypatch.setattr("memstore.jobs.batches.SETTLE", 1.0)
     return Shell(tmp_path, api.url)
 
 

@@ -18,6 +18,8 @@ ARMED = """
 import ctypes, sys
 calls, half, *sys.argv[1:] = sys.argv[1:]
 from memstore.cli import main
+from memstore.jobs import batches
+batches.SETTLE = 1.0
 layer = ctypes.CDLL({layer!r})
 layer.arm.argtypes = [ctypes.c_long, ctypes.c_int]
 layer.arm(int(calls), int(half))
