@@ -50,7 +50,7 @@ with (
     try:
         (Path(folder) / "plan.toml").write_text(PLAN)
         url = next(iter(server.stdout or [])).strip()
-        where = {**os.environ, "OPENAI_BASE_URL": url, "OPENAI_API_KEY": "none is needed here"}
+        where = {**os.environ, "OPENAI_BASE_URL": url, "OPENAI_API_KEY": "none-needed"}
         for step in STEPS:
             print("$ memstore", step, flush=True)
             command = [sys.executable, "-m", "memstore", *step.split()]

@@ -95,14 +95,14 @@ def test_an_expression_may_begin_with_a_minus(store):
 
 def test_a_label_given_in_the_shell_works_in_the_shell(store):
     """neuron --label, then the name in an expression, then --unlabel."""
-    memstore("neuron", store, 450, "--label", "laughter")
-    by_name = memstore("composite", store, "+laughter", "--json").stdout
+    memstore("neuron", store, 450, "--label", "mirth of ours")
+    by_name = memstore("composite", store, "+'mirth of ours'", "--json").stdout
     assert by_name == memstore("top", store, 450, "--json").stdout
-    shown = memstore("neuron", store, "laughter").stdout
-    assert "laughter" in shown
+    shown = memstore("neuron", store, "mirth of ours").stdout
+    assert "mirth of ours" in shown
     assert "category AUC" in shown
     memstore("neuron", store, 450, "--unlabel")
-    assert "no neuron is called" in memstore("top", store, "laughter", ok=False).stderr
+    assert "no neuron is called" in memstore("top", store, "mirth of ours", ok=False).stderr
 
 
 FORMATS = {
@@ -220,7 +220,7 @@ MISTAKES = {
     "no such store": (["top", "{tmp}/none.db", "1"], "no store at"),
     "not a store": (["top", "{tmp}/text.db", "1"], "not a memstore store"),
     "unknown neuron": (["top", "{store}", "5000"], "neurons 0 to 3071"),
-    "unknown label": (["top", "{store}", "grief"], "no neuron is called 'grief'"),
+    "unknown label": (["top", "{store}", "qwertz"], "no neuron is called 'qwertz'"),
     "bad expression": (["composite", "{store}", "15 %"], "at position 3"),
     "bad filter": (["list", "{store}", "--where", "{mood: 1}"], "--where is not JSON"),
     "unknown operator": (["list", "{store}", "--where", '{"a": {"$x": 1}}'], "unknown operator"),

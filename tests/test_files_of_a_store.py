@@ -10,6 +10,7 @@ import pytest
 
 from memstore import MemoryStore, layout
 from memstore.catalog import files as catalog_files
+from memstore.catalog import migrate
 from memstore.catalog.files import network_file_system
 from memstore.index import files, storing
 
@@ -70,6 +71,7 @@ def test_frozen_index_files_are_believed(path, encoder, caplog):
     frozen = FIXTURES / f"index-{files.FORMAT}.db"
     shutil.copy(frozen, path)
     shutil.copytree(layout.index_folder(frozen), layout.index_folder(path))
+    migrate.upgrade(path, 5.0)
     with MemoryStore.open(path, mode="r", encoder=encoder) as store:
         with store._upkeep.moment() as now:
             manifest = store._indices.manifest(now)

@@ -63,7 +63,10 @@ def test_killed_at_random_nothing_is_lost(tmp_path, layer, kills):
         })  # fmt: skip
 
 
-@pytest.mark.parametrize("rounds", [1, pytest.param(6, marks=pytest.mark.crash)])
+@pytest.mark.parametrize(
+    "rounds",
+    [pytest.param(1, marks=pytest.mark.slow), pytest.param(6, marks=pytest.mark.crash)],
+)
 def test_killed_at_every_named_point_nothing_is_lost(tmp_path, layer, rounds):
     """Before and after each step of insert, delete, save, optimize, repair, backup and export."""
     plans = [{"seed": 7, "rounds": 0, "points": POINTS[half::2] * rounds} for half in (0, 1)]

@@ -67,8 +67,9 @@ def scripted():
 
 
 @pytest.fixture
-def strange(shell, scripted, job):
+def strange(shell, scripted, job, monkeypatch):
     """The shell at the scripted server, with ten requests planned."""
+    monkeypatch.setattr("memstore.jobs.batches.SETTLE", 0.1)
     shell.url = scripted.url
     scripted.answers |= {
         "POST /files": [{"id": "file_1"}],
