@@ -140,7 +140,7 @@ def check(job: Job, embedder: Embedder) -> Check:
     """Look at every narrative of a job: schema, refusals, words, language, near-duplicates.
 
     Writes ``check.jsonl``, a line a narrative, and ``report.md`` for people. Vectors are kept in
-    the folder, so that the next check embeds only what is new.
+    the folder, so that a check of the same narratives embeds none.
     """
     plan = plan_of(job)
     texts, wrong = answered(job)
