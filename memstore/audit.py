@@ -108,17 +108,17 @@ def audit(searcher: Searcher, by: By = "category") -> Audit:
 
 def strong_firings(view: View, all_traces: Traces) -> tuple[Int64, Int64]:
     """Return (rows, neurons) of the strong firings, rows ascending."""
-    width = all_traces.width
-    activations = all_traces.activations.astype(np.float32)
-    neurons = all_traces.neurons.astype(np.int64)
-    largest = np.zeros(width, dtype=np.float32)
-    np.maximum.at(largest, neurons, activations)
+    activations, neurons = all_traces.activations, all_traces.neurons
+    # Positive float16 sort as the whole numbers that their bits are, which is far quicker.
+    bits = np.zeros(all_traces.width, dtype=np.uint16)
+    np.maximum.at(bits, neurons, activations.view(np.uint16))
+    largest = bits.view(np.float16).astype(np.float32)
     if (dictionary := dictionary_of(view.encoder.fingerprint)) is not None:
         tops = np.array([entry.top or 0.0 for entry in dictionary.entries], dtype=np.float32)
         largest = np.maximum(largest, tops)
-    rows = np.repeat(np.arange(len(all_traces)), np.diff(all_traces.indptr))
-    strong = activations >= STRONG * largest[neurons]
-    return rows[strong], neurons[strong]
+    strong = np.flatnonzero(activations >= (STRONG * largest)[neurons])
+    rows = np.searchsorted(all_traces.indptr, strong, side="right") - 1
+    return rows, neurons[strong].astype(np.int64)
 
 
 def grouped(view: View, ids: Int64, by: By) -> tuple[Int64, list[str]]:
@@ -126,8 +126,12 @@ def grouped(view: View, ids: Int64, by: By) -> tuple[Int64, list[str]]:
     if by == "month":
         known, times = columns.moments(view.connection)
         months = (times // 1_000_000).astype("datetime64[s]").astype("datetime64[M]")
-        found, own = np.unique(months, return_inverse=True)
-        names = [str(name) for name in found]
+        # Months are few and close together: counted, not sorted.
+        numbers = months.astype(np.int64)
+        first = int(numbers.min()) if len(numbers) else 0
+        present = np.flatnonzero(np.bincount(numbers - first))
+        own = np.searchsorted(present, numbers - first)
+        names = [str(np.datetime64(first + int(number), "M")) for number in present]
     else:
         known, own, names = columns.categories(view.connection)
     codes = np.full(len(ids), -1, dtype=np.int64)
