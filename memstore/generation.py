@@ -286,15 +286,18 @@ def row_of(finding: Finding, one: Asked, plan: Plan, job: str) -> dict[str, Any]
 
 
 def process(job: Job, found: Check, keep: Sequence[str] = (), out: Path | None = None) -> int:
-    """Write the narratives that are to be stored as a JSON array; returns how many."""
+    """Write the narratives that are to be stored; returns how many.
+
+    As a JSON array, or as JSON Lines where ``out`` ends so: of any number of them.
+    """
     chosen = list(rows(job, found, keep))
     target = out or job.folder / NARRATIVES
-    with (
-        appearing(target, over=True) as path,
-        path.open("w", encoding="utf-8", errors="backslashreplace") as file,
-    ):
-        json.dump(chosen, file, ensure_ascii=False, indent=1)
-        file.write("\n")
+    with appearing(target, over=True) as path, path.open("w", encoding="utf-8") as file:
+        if target.suffix == ".jsonl":
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in chosen)
+        else:
+            json.dump(chosen, file, ensure_ascii=False, indent=1)
+            file.write("\n")
     return len(chosen)
 
 

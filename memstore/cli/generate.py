@@ -6,13 +6,14 @@ from pathlib import Path
 
 import click
 
-from memstore import generation
+from memstore import files, generation
 from memstore.cli import jobs
 from memstore.cli.importing import NAMES, store_file, tell_stored
 from memstore.cli.options import json_option
 from memstore.cli.output import print_json, print_result, print_table
 from memstore.durable import medium
 from memstore.errors import InvalidFile, InvalidPlan, JobError
+from memstore.files import Format
 from memstore.jobs.job import Job
 
 #: Reasons that a person may overrule.
@@ -143,7 +144,12 @@ def process_command(
         facts = {"narratives": count, "file": str(target)}
         print_result(f"{count:,} narratives in {target}", facts, as_json=as_json)
         return
-    tell_stored(store_file(store, str(target), "json", NAMES), as_json=as_json)
+    if target.suffix != ".jsonl" and target.stat().st_size > files.MAX_JSON:
+        # An array is read whole; so many are read line by line.
+        target = target.with_suffix(".jsonl")
+        generation.process(Job(folder), found, keep, target)
+    kind: Format = "jsonl" if target.suffix == ".jsonl" else "json"
+    tell_stored(store_file(store, str(target), kind, NAMES), as_json=as_json)
 
 
 for command in (

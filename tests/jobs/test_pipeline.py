@@ -60,6 +60,18 @@ def test_the_json_of_process_is_what_import_reads(shell, job):
     assert len(one) == 10
 
 
+def test_more_narratives_than_an_array_may_hold_are_stored_line_by_line(shell, job, monkeypatch):
+    """Beyond what `import` reads as JSON, JSON Lines; the store is the same."""
+    shell.run("generate", "direct", "job", "--yes")
+    shell.run("generate", "process", "job", "--store", "one.db")
+    monkeypatch.setattr("memstore.files.MAX_JSON", 1_000)
+    told = shell.json("generate", "process", "job", "--store", "two.db")
+    assert told == {"rows": 10, "new": 10, "memories": 10}
+    assert (job / "narratives.jsonl").read_text().count("\n") == 10
+    one, two = shell.memories("one.db"), shell.memories("two.db")
+    assert [memory["key"] for memory in one] == [memory["key"] for memory in two]
+
+
 def test_the_direct_mode_asks_one_by_one(shell, api, job):
     """The same answers without a batch; a batch handed in later has nothing left to ask."""
     assert shell.json("generate", "direct", "job", "--yes", "--at-once", "3") == {"answered": 10}
