@@ -15,9 +15,10 @@ import numpy as np
 
 from memstore.catalog import columns, traces
 from memstore.errors import InvalidQuery, brief
-from memstore.meaning import STRONG
 from memstore.neurons.dictionary import dictionary_of
+from memstore.neurons.statistics import STRONG
 from memstore.search import Searcher
+from memstore.training import Split
 from memstore.types import Float64, Int64, Traces
 from memstore.view import View
 
@@ -31,7 +32,7 @@ TOLD = 8
 #: The share of the memories, those stored last, that is looked at for what is new.
 NEWEST = 0.1
 #: Cosine and strong neurons in common from which two memories are near-copies.
-NEAR, ALIKE = 0.95, 3
+NEAR, ALIKE = Split.near, 3
 #: Pairs of near-copies told, and candidates looked at.
 PAIRS, CANDIDATES = 20, 1_000
 

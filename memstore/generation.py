@@ -25,15 +25,15 @@ from memstore.jobs.requests import Limits
 from memstore.layout import PLANS
 from memstore.rows import MAX_TEXT
 from memstore.tables import Row, markdown
-from memstore.training import cached_vectors
+from memstore.training import Split, cached_vectors
 from memstore.types import Embedder, Float32
 
 KIND = "narratives"
 PLAN, CHECKED, REPORT, NARRATIVES = "plan.toml", "check.jsonl", "report.md", "narratives.json"
 VECTORS = "vectors"
 SHIPPED = PLANS / "three-categories.toml"
-#: Cosine from which two narratives tell the same: what training takes for a copy (``Split.near``).
-NEAR = 0.95
+#: Cosine from which two narratives tell the same: what training takes for a copy.
+NEAR = Split.near
 #: How sure the language must be, for a text to be called one of another.
 SURE = 0.9
 #: Rows compared at a time.

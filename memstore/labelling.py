@@ -14,12 +14,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection
 
-from memstore.catalog import memories, neurons
+from memstore.catalog import columns, memories, neurons
 from memstore.catalog import traces as catalog
 from memstore.catalog.neurons import MADE, EncoderRecord, Label
-from memstore.catalog.schema import memory
 from memstore.durable import appearing
 from memstore.encoder import Encoder
 from memstore.errors import (
@@ -31,15 +30,12 @@ from memstore.errors import (
     brief,
 )
 from memstore.neurons.dictionary import heading_of, read_labels
-from memstore.neurons.statistics import midranks
+from memstore.neurons.statistics import STRONG, category_auc
 from memstore.neurons.words import counts, label, scores
 from memstore.progress import Report
 from memstore.rows import check_id, check_label, check_name
 from memstore.types import Float32, Float64, Int64, Traces
 
-#: A firing counts as strong from this share of the mean of the three strongest: below it, the
-#: texts of the shipped encoder's neurons have little to do with each other (docs/neurons.md).
-STRONG = 0.4
 #: Strong texts a neuron must have, and at most so many are looked at.
 FEWEST, MOST = 12, 120
 #: Hard negatives a neuron.
@@ -84,16 +80,18 @@ def make_labels(
     traces: Traces,
     encoder: Encoder,
     report: Report | None = None,
-    seed: int = 0,
 ) -> list[Made]:
-    """Return a label for each neuron, of (n,) texts, their (n, d) unit vectors and traces."""
-    dice = np.random.default_rng(seed)
+    """Return a label for each neuron, of (n,) texts, their (n, d) unit vectors and traces.
+
+    The same texts, the same labels.
+    """
+    dice = np.random.default_rng(0)
     everywhere = counts(texts)
-    columns = by_neuron(traces)
+    column = by_neuron(traces)
     drafts: dict[int, dict[str, str]] = {}
     sides: dict[int, _Sides] = {}
     for neuron in range(traces.width):
-        rows, activations = columns(neuron)
+        rows, activations = column(neuron)
         if (found := split(rows, activations, vectors, dice)) is None:
             continue
         sides[neuron] = found
@@ -188,9 +186,8 @@ def graded(
 
 def auc(inside: NDArray[np.floating], outside: NDArray[np.floating]) -> float:
     """Return the chance that one of ``inside`` is larger than one of ``outside``, ties half."""
-    ranks = midranks(np.concatenate([inside, outside]).astype(np.float64))
-    above = float(ranks[: len(inside)].sum()) - len(inside) * (len(inside) + 1) / 2
-    return above / (len(inside) * len(outside))
+    both = np.concatenate([inside, outside]).astype(np.float64)
+    return category_auc(both, {"inside": np.arange(len(both)) < len(inside)})["inside"]
 
 
 # --- in a store ----------------------------------------------------------------------------------
@@ -198,8 +195,7 @@ def auc(inside: NDArray[np.floating], outside: NDArray[np.floating]) -> float:
 
 def material(connection: Connection, record: EncoderRecord) -> tuple[list[str], Float32, Traces]:
     """Return the texts of the newest memories with their vectors and traces."""
-    newest = select(memory.c.id).order_by(memory.c.id.desc()).limit(SAMPLE)
-    ids = sorted(connection.execute(newest).scalars())
+    ids = columns.newest(connection, SAMPLE)
     found, vectors = catalog.vectors_by_ids(connection, record.id, ids, record.dimension)
     traces = catalog.by_ids(connection, record.id, found, record.neurons)
     if traces.ids.tolist() != found:

@@ -11,13 +11,10 @@ import numpy as np
 from memstore.catalog import memories, traces
 from memstore.errors import MemoryNotFound
 from memstore.neurons.dictionary import dictionary_of
+from memstore.neurons.statistics import STRONG
 from memstore.search import Searcher
 from memstore.types import Memory, Trace
 from memstore.view import View
-
-#: A neuron fires strongly from this share of its largest activation in the store. A label speaks of
-#: strong firings (docs/neurons.md).
-STRONG = 0.4
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,11 @@ from memstore.durable import appearing, medium
 from memstore.errors import InvalidInput, JobDamaged, JobError, JobNotFound
 from memstore.jobs.job import JOB, Facts, Job
 from memstore.jobs.requests import Request
-from memstore.labelling import NEAR, STRONG, by_neuron
+from memstore.labelling import NEAR, by_neuron
 from memstore.neurons import reading
 from memstore.neurons.dictionary import Entry, heading_of
 from memstore.neurons.reading import DETECT, EXPLAIN, INTRUDER, KIND, Sheet
+from memstore.neurons.statistics import STRONG
 from memstore.types import Float32, Int64, Traces
 
 SHEETS, GRADES, LABELS = "sheets.jsonl", "grades", "labels.jsonl"
@@ -41,13 +42,13 @@ CLEAR = 0.8
 
 
 def make_sheets(
-    wanted: Sequence[int], texts: Sequence[str], vectors: Float32, traces: Traces, seed: int = 0
+    wanted: Sequence[int], texts: Sequence[str], vectors: Float32, traces: Traces
 ) -> Iterator[Sheet]:
     """Yield the sheet of each neuron that fires strongly often enough, of (n,) texts."""
     columns = by_neuron(traces)
     for neuron in wanted:
         rows, activations = columns(neuron)
-        dice = np.random.default_rng((seed, neuron))
+        dice = np.random.default_rng(neuron)
         if (sheet := sheet_of(neuron, rows, activations, texts, vectors, dice)) is not None:
             yield sheet
 

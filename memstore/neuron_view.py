@@ -5,26 +5,28 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from memstore import labelling, model_labels
 from memstore.catalog import categories, neurons
 from memstore.catalog.engine import Database
 from memstore.catalog.neurons import Label
 from memstore.core.expression import NeuronQuery, NeuronRef
 from memstore.core.ranking import best
 from memstore.errors import InvalidInput, brief
-from memstore.jobs.job import Job
-from memstore.labelling import Made
 from memstore.neurons.dictionary import Entry, Names, dictionary_of, find
 from memstore.neurons.statistics import category_auc, histogram
 from memstore.progress import Report
 from memstore.rows import check_label
 from memstore.search import Searcher
 from memstore.types import Neuron
+
+if TYPE_CHECKING:
+    # What makes labels is loaded where labels are made.
+    from memstore.jobs.job import Job
+    from memstore.labelling import Made
 
 #: Memories shown with a neuron.
 EXAMPLES = 5
@@ -131,6 +133,8 @@ class Neurons:
         grade: AUC on texts kept apart. Of a store of more than ``SAMPLE`` memories, the newest are
         looked at. Raises ``StoreReadOnly``, and what the encoder raises.
         """
+        from memstore import labelling
+
         with self._searcher.view() as view:
             encoder = self._searcher.load_encoder(view.encoder)
             texts, vectors, traces = labelling.material(view.connection, view.encoder)
@@ -140,20 +144,28 @@ class Neurons:
         return made
 
     def plan_labels(
-        self, folder: Path, model: str, wanted: Sequence[int] | None = None, **facts: Any
+        self,
+        folder: str | os.PathLike[str],
+        model: str,
+        wanted: Sequence[int] | None = None,
+        **facts: Any,
     ) -> Job:
         """Write a job that has a language model explain neurons, all by default.
 
         Raises ``UnknownNeuron``, ``JobError`` where ``folder`` holds a job, ``InvalidInput`` where
         no neuron fires often enough.
         """
+        from memstore import labelling, model_labels
+
         with self._searcher.view() as view:
             record = view.encoder
             numbers = range(record.neurons) if wanted is None else wanted
             view.resolve(dict.fromkeys((*numbers[:1], *numbers[-1:]), 1.0))
             texts, vectors, traces = labelling.material(view.connection, record)
         sheets = model_labels.make_sheets(numbers, texts, vectors, traces)
-        return model_labels.plan(folder, model, record.fingerprint, record.name, sheets, **facts)
+        return model_labels.plan(
+            Path(folder), model, record.fingerprint, record.name, sheets, **facts
+        )
 
     def made(self) -> dict[int, tuple[str, float | None]]:
         """Return ``{neuron: (label, grade)}`` of the labels that were made here, shown or not."""
@@ -165,6 +177,8 @@ class Neurons:
 
     def export_labels(self, path: str | os.PathLike[str]) -> int:
         """Write the labels given or made here to a new file; returns how many."""
+        from memstore import labelling
+
         with self._database.read() as connection:
             return labelling.export_labels(connection, Path(path))
 
@@ -173,6 +187,8 @@ class Neurons:
 
         Raises ``InvalidFile``, and ``EncoderMismatch`` for labels of another encoder's neurons.
         """
+        from memstore import labelling
+
         with self._database.write() as tx:
             return labelling.import_labels(tx.connection, Path(path))
 

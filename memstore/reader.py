@@ -4,25 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from memstore import audit, meaning
-from memstore.audit import Audit
 from memstore.catalog import memories, neurons, traces
 from memstore.catalog.filters import compile_filter
 from memstore.core.traces import concatenate, empty
 from memstore.errors import InvalidQuery, MemoryNotFound, brief
 from memstore.hits import Hits
-from memstore.meaning import Difference, Meaning
 from memstore.neuron_view import Neurons
 from memstore.opening import OpenStore
 from memstore.rows import check_id, check_name
 from memstore.search import By, Options
 from memstore.types import Explanation, Float32, Memory, Trace, Traces
 from memstore.view import Query, Where
+
+if TYPE_CHECKING:
+    # Asked for now and then; a neuron query need not load them.
+    from memstore.audit import Audit
+    from memstore.audit import By as Grouping
+    from memstore.meaning import Difference, Meaning
 
 PAGE = 1_000
 
@@ -190,17 +193,23 @@ class Reader(OpenStore):
 
     def explain(self, id: int) -> Meaning:
         """Return what one memory means, in neurons and their labels. Raises ``MemoryNotFound``."""
+        from memstore import meaning
+
         return meaning.explain(self._searcher, check_id(id))
 
     def diff(self, one: int, other: int) -> Difference:
         """Return what two memories share, and what each has alone. Raises ``MemoryNotFound``."""
+        from memstore import meaning
+
         return meaning.diff(self._searcher, check_id(one), check_id(other))
 
-    def audit(self, by: audit.By = "category") -> Audit:
+    def audit(self, by: Grouping = "category") -> Audit:
         """Return what the store is about: common neurons, what sets groups apart, what is new.
 
         ``by`` groups memories by "category" or "month". Also near-copies. No model is asked.
         """
+        from memstore import audit
+
         return audit.audit(self._searcher, by)
 
     def explain_query(self, query: Query | None = None, k: int = 10, **options: Any) -> Explanation:

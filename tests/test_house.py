@@ -171,6 +171,16 @@ def test_neuron_queries_load_no_embedder_no_faiss_no_alembic(narrative_store, co
     assert not loaded & (HEAVY - {"numpy", "sqlalchemy"})
 
 
+def test_opening_a_store_loads_nothing_that_is_asked_for_now_and_then():
+    """No jobs, no labelling, no audit: their imports took milliseconds of every query."""
+    report = "import sys, memstore.store; print(*(m for m in sys.modules if 'memstore.' in m))"
+    done = subprocess.run(
+        [sys.executable, "-c", report], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    rooms = {module.split(".")[1] for module in done.stdout.split()}
+    assert not rooms & {"jobs", "generate", "labelling", "model_labels", "audit", "meaning"}
+
+
 def test_a_text_query_loads_no_torch(narrative_store):
     """Only what embeds: onnxruntime and tokenizers, and FAISS to search."""
     loaded = loaded_by(RUN, "search", str(narrative_store), "a quarrel")

@@ -36,6 +36,12 @@ def categories(connection: Connection) -> tuple[Int64, Int64, list[str]]:
     return found[:, 0], places, list(named.values())
 
 
+def newest(connection: Connection, count: int) -> list[int]:
+    """Return the ids of the memories stored last, ascending."""
+    rows = driver_of(connection).execute("SELECT id FROM memory ORDER BY id DESC LIMIT ?", (count,))
+    return sorted(id for (id,) in rows)
+
+
 def pairs(rows: Iterable[tuple[int, int]]) -> Int64:
     """Return rows of two numbers as an (n, 2) array."""
     return np.fromiter(chain.from_iterable(rows), dtype=np.int64).reshape(-1, 2)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from memstore.cli import jobs
-from memstore.cli.options import json_option
+from memstore.cli.options import Finite, json_option
 from memstore.cli.output import print_result
 from memstore.embed import batch
 from memstore.errors import InvalidFile
@@ -31,7 +31,7 @@ def embed_command() -> None:
 @click.option("--model", required=True, help="Such as text-embedding-3-small.")
 @click.option("--format", "kind", type=click.Choice(FORMATS), help="Default: by the file's name.")
 @click.option("--text", default="text", show_default=True, help="Field with the text.")
-@click.option("--price", type=jobs.Finite(0), help="US dollars per million tokens.")
+@click.option("--price", type=Finite(0), help="US dollars per million tokens.")
 @json_option
 def plan_command(
     file: str,

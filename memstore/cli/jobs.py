@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
-from memstore.cli.options import json_option
+from memstore.cli.options import Finite, json_option
 from memstore.cli.output import one_line, print_json, print_table
 from memstore.durable import appearing
 from memstore.embed import batch as embeddings
@@ -28,25 +27,15 @@ from memstore.jobs.standing import Judge, Standing
 from memstore.neurons import reading
 from memstore.progress import Progress
 
-JUDGES: dict[str, Judge] = {
-    NARRATIVES: judge_narrative,
-    embeddings.KIND: embeddings.judge,
-    reading.KIND: reading.judge,
+#: Kind of job -> what judges its answers.
+JUDGES: dict[str, Callable[[Job], Judge]] = {
+    NARRATIVES: lambda _: judge_narrative,
+    embeddings.KIND: embeddings.judge_of,
+    reading.KIND: lambda _: reading.judge,
 }
 FAILED = "failed.jsonl"
 #: Failures that are printed; the file has all.
 SHOWN = 10
-
-
-class Finite(click.FloatRange):
-    """A number in a range; click lets "nan" pass through any."""
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        """Return the number."""
-        found = super().convert(value, param, ctx)
-        if not math.isfinite(found):
-            self.fail(f"{value!r} is no number in the range {self._describe_range()}.", param, ctx)
-        return found
 
 
 folder_argument = click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
@@ -60,9 +49,7 @@ def standing_of(job: Job) -> Standing:
     """Return where the requests of a job stand, as its kind judges answers."""
     if job.facts.kind not in JUDGES:
         raise JobError(f"{job.folder} is a job of {job.facts.kind}: update the package")
-    if job.facts.kind == embeddings.KIND:
-        return job.standing(embeddings.judge_of(job))
-    return job.standing(JUDGES[job.facts.kind])
+    return job.standing(JUDGES[job.facts.kind](job))
 
 
 @click.command("submit")

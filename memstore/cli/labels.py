@@ -11,7 +11,7 @@ import click
 
 from memstore import model_labels
 from memstore.cli import jobs
-from memstore.cli.options import changer, json_option, reader, store_argument
+from memstore.cli.options import Finite, changer, json_option, reader, store_argument
 from memstore.cli.output import one_line, print_json, print_result, print_table
 from memstore.errors import InvalidInput
 from memstore.progress import Progress
@@ -136,7 +136,7 @@ def page_command(store: str, count: int, seed: int) -> None:
 @click.option("--neurons", metavar="N,N,...", help="Default: all that fire often enough.")
 @click.option(
     "--price",
-    type=jobs.Finite(0),
+    type=Finite(0),
     nargs=2,
     metavar="IN OUT",
     help="US dollars per million tokens, for the estimate.",

@@ -34,24 +34,16 @@ def requests(texts: Iterable[str], model: str) -> Iterator[Request]:
         start += len(chunk)
 
 
-def judge(answer: Answer) -> str | None:
-    """Return what is wrong with an answer, None if it holds vectors."""
-    try:
-        vectors_of(answer.body or {})
-    except EmbeddingFailed as error:
-        return str(error)
-    return None
-
-
 def judge_of(job: Job) -> Judge:
     """Return what judges a job's answers: so many vectors as texts, all of one length."""
     sizes = {request.id: request.inputs for request in job.requests()}
     lengths: list[int] = []
 
     def judged(answer: Answer) -> str | None:
-        if (why := judge(answer)) is not None:
-            return why
-        rows, length = vectors_of(answer.body or {}).shape
+        try:
+            rows, length = vectors_of(answer.body or {}).shape
+        except EmbeddingFailed as error:
+            return str(error)
         lengths.append(length)
         if rows != sizes.get(answer.id, rows) or length != lengths[0]:
             return f"schema: {rows} vectors of {length} for {sizes.get(answer.id)} texts"

@@ -51,7 +51,7 @@ class OpenAIEmbedder:
     def _request(self, texts: Sequence[str]) -> Float32:
         body = {"model": self.model, "input": list(texts), "encoding_format": "base64"}
         try:
-            vectors = vectors_of(self._server.post(ENDPOINT, body))
+            vectors = vectors_of(self._server.ask(ENDPOINT, body))
         except JobError as error:
             raise EmbeddingFailed(f"no embeddings of {self.model}: {error}") from error
         if vectors.shape != (len(texts), self._dimension):

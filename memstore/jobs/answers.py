@@ -18,9 +18,6 @@ from typing import Any
 from memstore.durable import medium
 from memstore.jobs.server import clean
 
-#: A batch that ran out of time says so of each request that it did not come to.
-EXPIRED = "batch_expired"
-
 
 @dataclass(frozen=True)
 class Answer:
@@ -57,7 +54,7 @@ def said(error: dict[str, Any]) -> str:
 
 
 def line_of(
-    id: str, body: dict[str, Any] | None, status: int | None, why: str = ""
+    id: str, body: dict[str, Any] | None, status: int | None = None, why: str = ""
 ) -> dict[str, Any]:
     """Return the line that keeps an answer; without a body, one that keeps what went wrong."""
     if body is not None:

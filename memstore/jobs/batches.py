@@ -6,6 +6,7 @@ after; where the server's word is missing between the two, the server is asked w
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +20,6 @@ from memstore.jobs.server import GONE, Batch, Server
 
 #: Seconds after which a batch must show that a server was asked to create without an answer.
 SETTLE = 15.0
-#: A download lies beside what it may replace.
-NEW = ".new"
 #: Between two looks at a batch: growing from the first to the last, in seconds.
 FIRST_WAIT, LAST_WAIT, GROWTH = 5.0, 120.0, 1.5
 
@@ -79,11 +78,11 @@ def found(server: Server, part: Part, marks: dict[str, str]) -> str | None:
 def look(job: Job, base_url: str | None = None) -> list[tuple[Part, Batch]]:
     """Return every part the server is at work on, and how far it is."""
     with Server(base_url) as server:
-        found = []
-        for part in job.parts():
-            if part.runs and part.batch is not None:
-                found.append((part, looked(at_home(server, part), part.batch)))
-        return found
+        return [
+            (part, looked(at_home(server, part), part.batch))
+            for part in job.parts()
+            if part.runs and part.batch is not None
+        ]
 
 
 def looked(server: Server, id: str) -> Batch:
@@ -160,17 +159,14 @@ def download(server: Server, file: str | None, path: Path) -> int:
     if file is None:
         return 0
     try:
-        with appearing(path.with_name(path.name + NEW), over=True) as aside:
-            server.download(file, aside)
+        with appearing(path, over=True) as fresh:
+            server.download(file, fresh)
+            if path.exists() and good(fresh) < good(path):
+                shutil.copyfile(path, fresh)
     except ServerRefused as error:
         if error.status != 404:
             raise
         return 0  # deleted at the server: what is here is all there will be
-    fresh = path.with_name(path.name + NEW)
-    if path.exists() and good(fresh) < good(path):
-        fresh.unlink()
-    else:
-        fresh.replace(path)
     return sum(not isinstance(answer, Answer) for answer in read_answers(path))
 
 

@@ -17,7 +17,7 @@ from memstore.jobs.answers import line_of
 from memstore.jobs.job import DIRECT, Job
 from memstore.jobs.log import Log
 from memstore.jobs.requests import Request
-from memstore.jobs.server import RETRIES, Server, hidden
+from memstore.jobs.server import Server, hidden
 from memstore.progress import Report
 
 #: Requests in the air.
@@ -26,10 +26,6 @@ AT_ONCE = 8
 FAILURES = 5
 #: Statuses that say no to this request alone.
 ITS_OWN = (400, 413, 422)
-
-#: Seconds between two attempts: growing from the first to the last, or what Retry-After says, up to
-#: the longest.
-FIRST_PAUSE, LAST_PAUSE, LONGEST_PAUSE = 0.5, 30.0, 120.0
 
 Asked = dict[Future[dict[str, Any]], Request]
 
@@ -57,7 +53,7 @@ def ask(
     stopping = threading.Event()
 
     def answer(request: Request) -> dict[str, Any]:
-        return patiently(server, job.facts.endpoint, request, stopping)
+        return server.ask(job.facts.endpoint, request.body, stopping)
 
     with ThreadPoolExecutor(at_once) as pool:
         try:
@@ -79,23 +75,6 @@ def ask(
     return run.answered
 
 
-def patiently(
-    server: Server, endpoint: str, request: Request, stopping: threading.Event
-) -> dict[str, Any]:
-    """Ask until there is an answer, in growing pauses, or as long as the server says.
-
-    Not on after ``stopping``. Raises what the last attempt raised.
-    """
-    for attempt in range(RETRIES + 1):
-        try:
-            return server.post(endpoint, request.body)
-        except ServerUnreachable as error:
-            pause = min(FIRST_PAUSE * 2**attempt, LAST_PAUSE) if error.wait is None else error.wait
-            if attempt == RETRIES or pause > LONGEST_PAUSE or stopping.wait(pause):
-                raise
-    raise AssertionError("the last attempt raises")
-
-
 class _Run:
     """What came back so far."""
 
@@ -113,7 +92,7 @@ class _Run:
             except (ServerRefused, ServerUnreachable) as error:
                 self.fail(request, error)
             else:
-                self.log.append(json.loads(hidden(json.dumps(line_of(request.id, body, 200)))))
+                self.log.append(json.loads(hidden(json.dumps(line_of(request.id, body)))))
                 self.answered, self.failures = self.answered + 1, 0
                 self.done += 1
             if self.report is not None and self.done:

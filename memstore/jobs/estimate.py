@@ -21,7 +21,6 @@ class Estimate:
     requests: int
     input_tokens: int
     output_tokens: int
-    most_output_tokens: int
     dollars: float | None
     most_dollars: float | None
 
@@ -48,4 +47,4 @@ def estimate(facts: Facts, requests: Iterable[Request], *, batch: bool) -> Estim
         whole = tokens * facts.price["input"] + answered * facts.price["output"]
         return whole / MILLION * (facts.price["batch"] if batch else 1.0)
 
-    return Estimate(count, tokens, out, most, dollars(out), dollars(most))
+    return Estimate(count, tokens, out, dollars(out), dollars(most))

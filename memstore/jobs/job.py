@@ -56,7 +56,6 @@ class Facts:
     attempts: int = 3
     """How often a request may be answered in vain."""
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    created: float = field(default_factory=time.time)
     format: int = FORMAT
 
 

@@ -55,7 +55,6 @@ def write_parts(
 
     Streamed: no more than one request is in memory. A file of the same number is written over.
     """
-    waiting: tuple[Request, bytes] | None = None
     stream = ((request, request.line(endpoint)) for request in requests)
     number = first
     waiting = next(stream, None)

@@ -11,10 +11,12 @@ import mmap
 import os
 import re
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -33,10 +35,13 @@ TIMEOUT = 120.0
 UNREADABLE = (ValueError, TypeError, AttributeError, LookupError, RecursionError)
 #: What may stand in place of a key in a message.
 HIDDEN = "[key]"
-#: A batch in one of these will not change any more.
-ENDED = ("completed", "failed", "expired", "cancelled", "gone")
 #: Of a batch that the server does not know any more.
 GONE = "gone"
+#: A batch in one of these will not change any more.
+ENDED = ("completed", "failed", "expired", "cancelled", GONE)
+#: Seconds between two attempts of ``ask``: growing from the first to the last, or what Retry-After
+#: says, up to the longest.
+FIRST_PAUSE, LAST_PAUSE, LONGEST_PAUSE = 0.5, 30.0, 120.0
 #: Codes of a 429 that waiting does not help.
 BROKE = ("insufficient_quota", "billing_hard_limit_reached")
 #: Seconds for one answer of a model, which may be slow and is paid for however late it comes.
@@ -167,8 +172,27 @@ class Server:
             answer.stream_to_file(path)
         hide(path)
 
-    def post(self, endpoint: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Ask one request now, once; returns the body of the answer."""
+    def ask(
+        self, endpoint: str, body: Mapping[str, Any], stopping: threading.Event | None = None
+    ) -> dict[str, Any]:
+        """Ask one request now; returns the body of the answer.
+
+        Asked again after a cut connection, a 429 or a 5xx, in growing pauses, or as long as the
+        server says; not on after ``stopping``, which the client's own pauses would not hear.
+        """
+        stopping = stopping or threading.Event()
+        for attempt in count():
+            try:
+                return self._ask_once(endpoint, body)
+            except ServerUnreachable as error:
+                pause = error.wait
+                if pause is None:
+                    pause = min(FIRST_PAUSE * 2**attempt, LAST_PAUSE)
+                if attempt == RETRIES or pause > LONGEST_PAUSE or stopping.wait(pause):
+                    raise
+        raise AssertionError("count() does not end")
+
+    def _ask_once(self, endpoint: str, body: Mapping[str, Any]) -> dict[str, Any]:
         with talking(self.base_url):
             once = self._client.with_options(max_retries=0, timeout=PATIENCE)
             path = endpoint.removeprefix("/v1")

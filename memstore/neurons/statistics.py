@@ -9,6 +9,10 @@ from numpy.typing import NDArray
 
 from memstore.types import Float64
 
+#: A firing is strong from this share of a neuron's strongest: below it the texts of one neuron have
+#: little to do with each other, and its label says little of them (docs/neurons.md).
+STRONG = 0.4
+
 
 def histogram(activations: Float64, bins: int = 10) -> tuple[int, ...]:
     """Return counts in equal bins from 0 to the largest activation."""

@@ -12,6 +12,7 @@ import numpy as np
 from local_api import KEY, plan_text
 
 from memstore import MemoryStore
+from memstore.embed.openai import OpenAIEmbedder
 
 
 def test_a_plan_becomes_memories_that_know_their_requests(shell, api, job):
@@ -157,6 +158,16 @@ def test_texts_are_embedded_through_the_same_job(shell, api):
     assert len([id for id in api.paid if id]) == 3
 
 
+def test_the_embedder_waits_for_a_busy_server(api, monkeypatch):
+    """A 429 with Retry-After and a 503 in the middle of a store's insert are waited for."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    embedder = OpenAIEmbedder("m", 64, base_url=api.url)
+    expected = embedder.embed(["one", "two"])
+    for status in (429, 503):
+        api.fault(at="POST /embeddings", kind="status", status=status, retry_after=1)
+    assert np.array_equal(embedder.embed(["one", "two"]), expected)
+
+
 def test_a_job_is_one_process_s_at_a_time(shell, job):
     """A second process at work is refused; looking is allowed."""
     code = (
@@ -237,7 +248,7 @@ def test_the_key_is_nowhere(shell, api, job):
     code = (
         "import pathlib, traceback, logging\nlogging.basicConfig(level=0)\n"
         "from memstore.jobs.server import Server\n"
-        "try:\n    Server().post('/v1/chat/completions', {})\n"
+        "try:\n    Server().ask('/v1/chat/completions', {})\n"
         "except Exception:\n    logging.exception('it failed'); traceback.print_exc(); raise"
     )
     crashed = subprocess.run(
