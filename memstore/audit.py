@@ -14,12 +14,12 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from memstore.catalog import columns, traces
+from memstore.core.vectors import NEAR_COPY
 from memstore.errors import InvalidQuery, brief
 from memstore.neurons.dictionary import dictionary_of
-from memstore.neurons.statistics import STRONG
+from memstore.neurons.statistics import STRONG, benjamini_hochberg
 from memstore.search import Searcher
-from memstore.training import Split
-from memstore.types import Float64, Int64, Traces
+from memstore.types import Int64, Traces
 from memstore.view import View
 
 By = Literal["category", "month"]
@@ -32,7 +32,7 @@ TOLD = 8
 #: The share of the memories, those stored last, that is looked at for what is new.
 NEWEST = 0.1
 #: Cosine and strong neurons in common from which two memories are near-copies.
-NEAR, ALIKE = Split.near, 3
+NEAR, ALIKE = NEAR_COPY, 3
 #: Pairs of near-copies told, and candidates looked at.
 PAIRS, CANDIDATES = 20, 1_000
 
@@ -126,9 +126,8 @@ def grouped(view: View, ids: Int64, by: By) -> tuple[Int64, list[str]]:
     """Return the group of each of these memories, -1 for none, and the groups' names."""
     if by == "month":
         known, times = columns.moments(view.connection)
-        months = (times // 1_000_000).astype("datetime64[s]").astype("datetime64[M]")
         # Months are few and close together: counted, not sorted.
-        numbers = months.astype(np.int64)
+        numbers = columns.to_months(times).astype(np.int64)
         first = int(numbers.min()) if len(numbers) else 0
         present = np.flatnonzero(np.bincount(numbers - first))
         own = np.searchsorted(present, numbers - first)
@@ -181,15 +180,6 @@ def z_test(rate: float, size: int, other: float, others: int) -> float:
     pooled = (rate * size + other * others) / (size + others)
     spread = math.sqrt(pooled * (1 - pooled) * (1 / size + 1 / others))
     return math.erfc(abs(rate - other) / spread / math.sqrt(2)) if spread > 0 else 1.0
-
-
-def benjamini_hochberg(p: Float64) -> Float64:
-    """Return adjusted p: the false discovery rate at which each would be told."""
-    order = np.argsort(p, kind="stable")
-    ranked = p[order] * len(p) / np.arange(1, len(p) + 1)
-    result = np.empty(len(p))
-    result[order] = np.minimum.accumulate(ranked[::-1])[::-1].clip(max=1.0)
-    return result
 
 
 def newest_of(strong: tuple[Int64, Int64], total: int, counts: Int64) -> list[Found]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from sqlalchemy import Connection
 
 from memstore.catalog import memories
 from memstore.catalog.memories import NewMemory
+from memstore.core.vectors import NEAR_COPY
 from memstore.errors import DuplicateKey
+from memstore.types import Float32
 
 
 @dataclass(frozen=True)
@@ -80,3 +83,14 @@ def refuse_known_keys(
             )
         if row.key is not None:
             taken.add(row.key)
+
+
+def repeated_within(vectors: Float32) -> dict[int, tuple[int, float]]:
+    """Return ``{row: (earlier row, cosine)}`` of vectors (n, d) that an earlier one is near to."""
+    cosines = np.tril(vectors.astype(np.float64) @ vectors.T.astype(np.float64), -1)
+    nearest = cosines.argmax(axis=1)
+    return {
+        row: (int(other), min(float(cosines[row, other]), 1.0))
+        for row, other in enumerate(nearest.tolist())
+        if cosines[row, other] >= NEAR_COPY
+    }

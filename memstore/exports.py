@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, cast
 from sqlalchemy import ColumnElement, Connection
 
 from memstore import durable
-from memstore.catalog import memories, neurons, traces
+from memstore.catalog import lenses, links, memories, neurons, traces
 from memstore.catalog.engine import Database
 from memstore.catalog.files import require_new
 from memstore.catalog.neurons import EncoderRecord
@@ -72,6 +72,8 @@ def heading_of(
         "memories": memories.count(connection, condition),
         "last_id": memories.last_id(connection),
         "labels": [named._asdict() for named in neurons.label_rows(connection, record.id)],
+        "lenses": [lens.to_dict() for lens in lenses.all_lenses(connection, record.id)],
+        "links": links.all_links(connection),
     }
 
 

@@ -9,6 +9,8 @@ EMBEDDER_FOLDER = PACKAGE / "models" / "minilm-l6-v2"
 SAE_FOLDER = PACKAGE / "models" / "sae-3072-k32"
 #: What its neurons were read to mean.
 DICTIONARY = SAE_FOLDER / "labels.jsonl"
+#: Expressions over them that ship under a name.
+LENSES = SAE_FOLDER / "lenses.jsonl"
 #: A 30-neuron SAE over the sample narratives, for the prototype's door.
 NARRATIVES_SAE_FOLDER = PACKAGE / "models" / "narratives-30"
 #: 450 narratives written for this project, in the prototype's JSON shape.

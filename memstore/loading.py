@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from memstore.catalog import memories, neurons, traces, words
+from memstore.catalog import lenses, links, memories, neurons, traces, words
 from memstore.catalog.engine import Database, Write
 from memstore.catalog.memories import KeptRow
 from memstore.catalog.neurons import EncoderRecord, Label
+from memstore.core.expression import Expression
 from memstore.core.traces import MAX_ACTIVATION, neuron_dtype
 from memstore.core.vectors import as_matrix, refuse_rows
 from memstore.duplicates import refuse_known_keys
@@ -20,7 +21,7 @@ from memstore.errors import EncoderMismatch, InvalidFile, InvalidInput, StoreErr
 from memstore.exports import FORMAT, HEADING, PAGE, Row
 from memstore.files import Format, jsonl_rows, lines, parquet_file, parquet_rows
 from memstore.rows import FIELDS, check_id, check_label, check_name, check_row, check_time
-from memstore.types import Float32, Traces
+from memstore.types import Float32, Lens, Traces
 
 #: The formats that an encoded export may have.
 KINDS: tuple[Format, ...] = ("jsonl", "parquet")
@@ -69,6 +70,8 @@ def load(database: Database, file: str, kind: Format, heading: Row) -> int:
                 "was cut short, export again"
             )
         set_labels(tx, record, file, heading.get("labels"))
+        set_lenses(tx, record, file, heading.get("lenses", []))
+        set_links(tx, file, heading.get("links", []))
         memories.use_ids_up_to(tx.connection, last_id_of(file, heading))
     return total
 
@@ -207,3 +210,34 @@ def set_labels(tx: Write, record: EncoderRecord, file: str, labels: object) -> N
             raise InvalidFile(f"{file}: {brief(label)} is no label of a neuron: export again")
         named = Label(number, name, grade, method, sentence, model)
         neurons.set_label(tx.connection, record.id, named)
+
+
+def set_lenses(tx: Write, record: EncoderRecord, file: str, saved: object) -> None:
+    """Save the lenses that the store had."""
+    if not isinstance(saved, list):
+        raise InvalidFile(f"{file}: its lenses are {brief(saved)}, no list: export again")
+    for row in saved:
+        try:
+            made = check_time(row["created_at"])
+            lens = Lens(**{**row, "created_at": None})
+            name = check_label(lens.name)
+            query = Expression.of(lens.expression).resolve(int, record.neurons)
+            sound = lens.by in ("trace", "dense") and isinstance(lens.threshold, int | float)
+            check_name("category", lens.category)
+            sound &= lens.grade is None or 0 <= lens.grade <= 1
+        except (InvalidInput, KeyError, TypeError) as error:
+            raise InvalidFile(f"{file}: {brief(row)} is no lens: {error}") from error
+        if not sound or name != lens.name or made is None or not query.terms + query.conditions:
+            raise InvalidFile(f"{file}: {brief(row)} is no lens: export again")
+        lenses.save(tx.connection, record.id, lens, made)
+
+
+def set_links(tx: Write, file: str, found: object) -> None:
+    """Link the memories that were linked, where both came along."""
+    try:
+        pairs = [(check_id(one), check_id(other), float(cosine)) for one, other, cosine in found]  # type: ignore[attr-defined]  # anything else raises
+    except (InvalidInput, TypeError, ValueError) as error:
+        raise InvalidFile(f"{file}: its links cannot be loaded: {error}") from error
+    if not all(0 < cosine <= 1 for _, _, cosine in pairs):
+        raise InvalidFile(f"{file}: its links have cosines that are none: export again")
+    links.add(tx.connection, pairs)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from memstore.catalog import memories, traces
+from memstore.catalog import links, memories, traces
 from memstore.errors import MemoryNotFound
 from memstore.neurons.dictionary import dictionary_of
 from memstore.neurons.statistics import STRONG
@@ -105,6 +105,14 @@ def diff(searcher: Searcher, one: int, other: int) -> Difference:
         only_one=tuple(fired for n, fired in a.items() if n not in b),
         only_other=tuple(fired for n, fired in b.items() if n not in a),
     )
+
+
+def copies(searcher: Searcher, id: int) -> list[Difference]:
+    """Return a memory beside each that it is linked with. Raises ``MemoryNotFound``."""
+    with searcher.view() as view:
+        stored(view, id)
+        linked = [other for other, _ in links.of(view.connection, id)]
+    return [diff(searcher, id, other) for other in linked]
 
 
 def stored(view: View, *ids: int) -> tuple[list[Memory], list[Trace]]:

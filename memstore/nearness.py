@@ -36,16 +36,40 @@ SILENT = Trace(np.empty(0, dtype=np.int64), np.empty(0))
 
 
 @dataclass(frozen=True)
+class Axes:
+    """A direction as the sum of ``rows`` (neurons, d), one neuron's share each; a unit vector."""
+
+    neurons: tuple[int, ...]
+    rows: Float64
+
+    @property
+    def direction(self) -> Float32:
+        """The direction, (d,)."""
+        return np.asarray(self.rows.sum(axis=0), dtype=np.float32)
+
+    def parts(self, vector: Float32, cosine: float) -> reasons.Parts:
+        """Return each neuron's share of a cosine; in sum it, as the index rounded it."""
+        shares = self.rows @ vector.astype(np.float64)
+        total = float(shares.sum())
+        if total:
+            shares = shares * (cosine / total)
+        names = map(reasons.neuron_name, self.neurons)
+        return dict(zip(names, shares.tolist(), strict=True))
+
+
+@dataclass(frozen=True)
 class Question:
     """What a nearness query is near to. With a trace it goes by traces, else by vectors.
 
-    ``without`` is a memory to leave out: the one that was asked about.
+    ``without`` is a memory to leave out: the one that was asked about. ``axes`` are the neurons
+    that the vector is made of, where it is of some.
     """
 
     text: str
     vector: Float32
     trace: Trace | None
     without: int | None = None
+    axes: Axes | None = None
 
 
 @dataclass(frozen=True)
@@ -151,6 +175,8 @@ class Near:
 
     def _hits(self, top: Ranked, nearness: Ranked, weights: Float64 | None) -> Hits:
         view, trace, steer = self.view, self.question.trace, self.steer
+        if self.question.axes is not None:
+            return self._pointing(top, nearness, self.question.axes)
         fired = view.traces(top.ids) if trace is not None or steer is not None else {}
         wanted = [neuron for neuron, _ in steer.terms] if steer else []
         if trace is not None:
@@ -175,6 +201,21 @@ class Near:
                 else reasons.shared_sentence(name, labels)
                 for name, share in own.items()
             ]
+
+        return reasons.later_hits(top, view.rows(top.ids), parts, sentences)
+
+    def _pointing(self, top: Ranked, nearness: Ranked, axes: Axes) -> Hits:
+        """Return hits whose parts are the neurons that a direction is made of."""
+        view, cosines = self.view, dict(nearness.pairs())
+        ids = np.sort(top.ids)
+        vectors = dict(zip(ids.tolist(), Vectors(view.moment).fetch(ids), strict=True))
+        labels = view.labels(list(axes.neurons))
+
+        def parts() -> list[reasons.Parts]:
+            return [axes.parts(vectors[i], cosines[i]) for i in top.ids.tolist()]
+
+        def sentences(_: int, own: reasons.Parts) -> list[str]:
+            return [reasons.pointing_sentence(name, labels) for name in own]
 
         return reasons.later_hits(top, view.rows(top.ids), parts, sentences)
 

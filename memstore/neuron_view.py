@@ -9,19 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sqlalchemy import Connection
 
-from memstore.catalog import categories, neurons
+from memstore.catalog import columns, lenses, neurons
+from memstore.catalog.columns import to_months
 from memstore.catalog.engine import Database
 from memstore.catalog.neurons import Label
 from memstore.core.expression import NeuronQuery, NeuronRef
-from memstore.core.ranking import best
+from memstore.core.ranking import Ranked, best
 from memstore.errors import InvalidInput, brief
 from memstore.neurons.dictionary import Entry, Names, dictionary_of, find
-from memstore.neurons.statistics import category_auc, histogram
+from memstore.neurons.statistics import company, histogram, strata, tellings
 from memstore.progress import Report
 from memstore.rows import check_label
-from memstore.search import Searcher
-from memstore.types import Neuron
+from memstore.search import Searcher, check_k
+from memstore.types import Int64, Neuron
+from memstore.view import View, lens_called
 
 if TYPE_CHECKING:
     # What makes labels is loaded where labels are made.
@@ -48,24 +51,16 @@ class Neurons:
     def __getitem__(self, ref: NeuronRef) -> Neuron:
         """Return what is known of one neuron. Raises ``UnknownNeuron``."""
         with self._searcher.view() as view:
-            number = view.resolve({ref: 1.0}).terms[0][0]
+            number = view.number(ref)
             query = NeuronQuery(((number, 1.0),))
             fired = self._searcher.ask(view, lambda index: index.activations(number))
             everywhere = self._searcher.ask(view, lambda index: index.weighted(query))
+            both, fires = self._searcher.ask(view, lambda i: (i.together(number), i.fires))
             order = np.argsort(everywhere.ids)
             ids, activations = everywhere.ids[order], everywhere.scores[order]
-            members: dict[str, NDArray[np.bool_]] = {}
-            known = set(ids.tolist())
-            for memory_id, name in categories.by_memory(view.connection):
-                if memory_id not in known:
-                    continue  # its trace is lost: `check` reports it
-                mask = members.setdefault(name, np.zeros(len(ids), dtype=bool))
-                mask[np.searchsorted(ids, memory_id)] = True
-            own: Label | Entry = neurons.label(view.connection, view.encoder.id, number)
-            dictionary = dictionary_of(view.encoder.fingerprint)
-            if dictionary is not None and (own.label is None or own.method in neurons.MADE):
-                read = dictionary.entries[number]
-                own = read if read.label is not None or own.label is None else own
+            told = tellings(activations, members(view.connection, ids))
+            own = called(view, number)
+            spread = strata(fired.scores)
             return Neuron(
                 id=number,
                 label=own.label,
@@ -76,9 +71,28 @@ class Neurons:
                 mean=float(fired.scores.mean()) if len(fired) else 0.0,
                 maximum=float(fired.scores.max(initial=0.0)),
                 histogram=histogram(fired.scores),
-                categories=category_auc(activations, members),
+                categories={one.category: one.auc for one in told},
+                tells=told,
+                months=by_month(*columns.moments(view.connection), fired.ids),
+                company=company(number, both, fires, len(ids)),
                 top=self._searcher.composite_hits(view, query, best(fired, EXAMPLES)),
+                strata=self._searcher.composite_hits(
+                    view, query, Ranked(fired.ids[spread], fired.scores[spread])
+                ),
             )
+
+    def alike(self, ref: NeuronRef, k: int = 8) -> list[tuple[int, float]]:
+        """Return (neuron, cosine) of the k nearest directions in the decoder, nearest first.
+
+        Loads the SAE. Raises ``UnknownNeuron``, ``InvalidWeights`` for one without directions.
+        """
+        check_k(k)
+        with self._searcher.view() as view:
+            number, record = view.number(ref), view.encoder
+        directions = self._searcher.load_encoder(record).sae.directions()
+        cosines = directions @ directions[number]
+        order = np.lexsort((np.arange(len(cosines)), -cosines))
+        return [(int(n), float(cosines[n])) for n in order[order != number][:k]]
 
     def label(self, neuron: NeuronRef, name: str | None, grade: float | None = None) -> None:
         """Name a neuron, so that expressions can use the name; None takes the name away.
@@ -89,7 +103,7 @@ class Neurons:
             raise InvalidInput(f"grade {brief(grade)}: use a number from 0 to 1")
         name = check_label(name)
         with self._searcher.view() as view:
-            number = view.resolve({neuron: 1.0}).terms[0][0]
+            number = view.number(neuron)
         with self._database.write() as tx:
             encoder_id = neurons.require_encoder(tx.connection).id
             owner = None
@@ -99,6 +113,8 @@ class Neurons:
                 raise InvalidInput(
                     f"neuron {owner} is called {name!r} already: choose another name"
                 )
+            if name is not None and lens_called(name, lenses.all_lenses(tx.connection, encoder_id)):
+                raise InvalidInput(f"a lens is called {name!r} already: choose another name")
             neurons.set_label(tx.connection, encoder_id, Label(number, name, grade))
 
     def of(self, numbers: Sequence[int]) -> dict[int, str]:
@@ -196,3 +212,33 @@ class Neurons:
         """Return every label given in this store so far, by name."""
         with self._database.read() as connection:
             return neurons.all_labels(connection, neurons.require_encoder(connection).id)
+
+
+def called(view: View, number: int) -> Label | Entry:
+    """Return what a neuron is called: the label given here, else read, else made here."""
+    own: Label | Entry = neurons.label(view.connection, view.encoder.id, number)
+    dictionary = dictionary_of(view.encoder.fingerprint)
+    if dictionary is not None and (own.label is None or own.method in neurons.MADE):
+        read = dictionary.entries[number]
+        own = read if read.label is not None or own.label is None else own
+    return own
+
+
+def members(connection: Connection, ids: Int64) -> dict[str, NDArray[np.bool_]]:
+    """Return ``{category: which of these memories (ids ascending) are of it}``."""
+    known, places, names = columns.categories(connection)
+    here = np.isin(known, ids)  # where a trace is lost `check` reports it
+    at, own = np.searchsorted(ids, known[here]), places[here]
+    found = {}
+    for place, name in enumerate(names):
+        mask = np.zeros(len(ids), dtype=bool)
+        mask[at[own == place]] = True
+        found[name] = mask
+    return found
+
+
+def by_month(known: Int64, times: Int64, ids: Int64) -> dict[str, int]:
+    """Return ``{month: how many of these memories}`` of all ids (ascending) and their times."""
+    chosen = times[np.searchsorted(known, np.sort(ids))]
+    months, counts = np.unique(to_months(chosen), return_counts=True)
+    return dict(zip(months.astype(str).tolist(), counts.tolist(), strict=True))

@@ -28,6 +28,7 @@ from memstore.writer import Writer
 
 if TYPE_CHECKING:
     from memstore.encoder import Encoder
+    from memstore.types import Float32
 
 IN_MEMORY = ":memory:"
 #: Closing writes index files once this many memories are new; fewer are replayed in no time.
@@ -46,7 +47,7 @@ class OpenStore:
         self._indices = Indices(folder)
         self._upkeep = Upkeep(database, self._indices)
         self._searcher = Searcher(database, self._indices, self._load_encoder)
-        self._writer = Writer(database, self._own_encoder, self._upkeep.wrote)
+        self._writer = Writer(database, self._own_encoder, self._upkeep.wrote, self._repeated)
 
     @classmethod
     def open(
@@ -126,6 +127,11 @@ class OpenStore:
 
                 self._encoder = Encoder.from_config(record.config)
             return self._encoder.require(record.fingerprint, record.name)
+
+    def _repeated(self, vectors: Float32) -> dict[int, tuple[int, float]]:
+        from memstore import links
+
+        return links.repeated(self._searcher, vectors)
 
     def _save_index_or_warn(self, *, everything: bool = False) -> None:
         """Save the index; failing costs the next open some time and nothing else."""

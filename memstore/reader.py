@@ -10,14 +10,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from memstore.catalog import memories, neurons, traces
-from memstore.catalog.filters import compile_filter
 from memstore.core.traces import concatenate, empty
 from memstore.errors import InvalidQuery, MemoryNotFound, brief
 from memstore.hits import Hits
 from memstore.neuron_view import Neurons
 from memstore.opening import OpenStore
-from memstore.rows import check_id, check_name
-from memstore.search import By, Options
+from memstore.rows import check_id, check_name, check_text
+from memstore.search import By, Options, Scoring
 from memstore.types import Explanation, Float32, Memory, Trace, Traces
 from memstore.view import Query, Where
 
@@ -25,7 +24,9 @@ if TYPE_CHECKING:
     # Asked for now and then; a neuron query need not load them.
     from memstore.audit import Audit
     from memstore.audit import By as Grouping
+    from memstore.lenses import Lenses
     from memstore.meaning import Difference, Meaning
+    from memstore.novelty import Novelty
 
 PAGE = 1_000
 
@@ -50,7 +51,8 @@ class Reader(OpenStore):
 
     def iter(self, where: Where | None = None) -> Iterator[Memory]:
         """Yield memories by ascending id, a page at a time; holds no transaction between pages."""
-        condition = None if where is None else compile_filter(where)
+        self._open_database()
+        condition = self._searcher.condition(where)
         last = 0
         while True:
             with self._open_database().read() as connection:
@@ -65,7 +67,8 @@ class Reader(OpenStore):
 
     def count(self, where: Where | None = None) -> int:
         """Return how many memories there are, or how many pass a filter."""
-        condition = None if where is None else compile_filter(where)
+        self._open_database()
+        condition = self._searcher.condition(where)
         with self._open_database().read() as connection:
             return memories.count(connection, condition)
 
@@ -83,7 +86,8 @@ class Reader(OpenStore):
 
     def traces(self, where: Where | None = None) -> Traces:
         """Return the traces of all memories, or of those that pass a filter, ids ascending."""
-        condition = None if where is None else compile_filter(where)
+        self._open_database()
+        condition = self._searcher.condition(where)
         with self._open_database().read() as connection:
             record = neurons.require_encoder(connection)
             if condition is not None:
@@ -124,6 +128,7 @@ class Reader(OpenStore):
         where: Where | None = None,
         min_score: float | None = 0.0,
         half_life: str | timedelta | None = None,
+        by: Scoring | None = None,
     ) -> Hits:
         """Return the k best of a neuron expression: ``N[15] - N[5]``, "+15 -5" or {15: 1, 5: -1}.
 
@@ -132,10 +137,14 @@ class Reader(OpenStore):
         fires, and whose score is above ``min_score`` (None for no bound); without any positive
         term, all that pass. Exact: equal to brute force, ties by id.
 
+        ``by="dense"`` asks vectors instead: the score is the cosine to the sum of the neurons'
+        directions (``SAE.directions``), weighted; the k nearest as ``search`` finds them. A lens
+        alone goes by what it was made for, everything else "trace".
+
         Raises ``InvalidExpression`` with the position, ``UnknownNeuron``, ``InvalidFilter``.
         """
         self._open_database()
-        return self._searcher.composite(expression, k, where, min_score, half_life)
+        return self._searcher.composite(expression, k, where, min_score, half_life, by)
 
     def search(  # noqa: PLR0913 - the words of a search; all but text and k by name only
         self,
@@ -203,6 +212,37 @@ class Reader(OpenStore):
 
         return meaning.diff(self._searcher, check_id(one), check_id(other))
 
+    def copies(self, id: int) -> list[Difference]:
+        """Return what a memory nearly repeats, and what repeats it, each beside it.
+
+        As they were found when inserted with ``on_duplicate="link"``. Raises ``MemoryNotFound``.
+        """
+        from memstore import meaning
+
+        return meaning.copies(self._searcher, check_id(id))
+
+    def novelty(self, text: str) -> Novelty:
+        """Return how new a text is to this store, before it is inserted.
+
+        Which neurons fire for it that never fired here, how much of it its trace leaves unsaid, and
+        the memory nearest to it. Raises ``InvalidText``.
+        """
+        from memstore import novelty
+
+        self._open_database()
+        return novelty.novelty(self._searcher, check_text(text))
+
+    def diverse(self, hits: Hits, k: int = 10, *, cover: float = 0.5) -> Hits:
+        """Return k of many hits that between them say most: ``diverse(store.search("work", 100))``.
+
+        ``cover``: 0 goes by nearness alone, 1 by how many concepts, rare ones first, are covered
+        (``memstore.diversity``). In the order chosen, so scores need not fall.
+        """
+        from memstore import diversity
+
+        self._open_database()
+        return diversity.diverse(self._searcher, hits, k, cover)
+
     def audit(self, by: Grouping = "category") -> Audit:
         """Return what the store is about: common neurons, what sets groups apart, what is new.
 
@@ -235,3 +275,10 @@ class Reader(OpenStore):
     def neurons(self) -> Neurons:
         """The neurons of this store's encoder: ``store.neurons[15]``, ``.label(15, "grief")``."""
         return Neurons(self._open_database(), self._searcher)
+
+    @property
+    def lenses(self) -> Lenses:
+        """Neuron expressions saved under names: ``store.lenses.save("calm", "15 - 5")``."""
+        from memstore.lenses import Lenses
+
+        return Lenses(self._open_database(), self._searcher)

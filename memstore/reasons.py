@@ -64,6 +64,13 @@ def shared_sentence(name: str, labels: Mapping[int, str]) -> str:
     return f"{label}fires for both"
 
 
+def pointing_sentence(name: str, labels: Mapping[int, str]) -> str:
+    """Return what says how a neuron's share of a direction came about."""
+    neuron = int(name[1:])
+    label = f"{labels[neuron]!r}, " if neuron in labels else ""
+    return f"{label}how far the vector points its way, fired or not"
+
+
 def side_sentence(side: str, rank: int | None = None) -> str:
     """Return the sentence of a side, with its rank there where fusion went by ranks."""
     return SIDES[side] + ("" if rank is None else f"; rank {rank} there")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,10 +15,12 @@ from typing import Literal, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
+from sqlalchemy import ColumnElement
 
-from memstore import reasons
+from memstore import directions, reasons
 from memstore.catalog import neurons, traces, words
 from memstore.catalog.engine import Database
+from memstore.catalog.filters import compile_filter
 from memstore.catalog.neurons import EncoderRecord
 from memstore.core.expression import MAX_WEIGHT, NeuronQuery, check_number
 from memstore.core.ranking import Ranked, best
@@ -35,6 +37,8 @@ from memstore.types import Explanation, Step
 from memstore.view import Filters, Query, View, Where
 
 By = Literal["dense", "trace", "hybrid", "words"]
+#: What a neuron expression may be asked of: activations stored, or vectors.
+Scoring = Literal["trace", "dense"]
 T = TypeVar("T")
 
 MAX_K = 1_000_000
@@ -63,7 +67,11 @@ class Searcher:
                     encoder = neurons.require_encoder(connection)
                     self._encoders[encoder.id] = encoder
                 steps = getattr(self._watched, "steps", None)
-                yield View(Moment(connection, state, encoder, known), self._filters, steps)
+                moment = Moment(connection, state, encoder, known)
+                yield View(moment, self._filters, self._holding, steps)
+
+    def _holding(self, view: View, expression: Query) -> Sequence[int]:
+        return directions.holding(self, view, expression)
 
     def ask(self, view: View, question: Callable[[NeuronIndex], T]) -> T:
         """Return the neuron index's answer at the view's state.
@@ -96,27 +104,61 @@ class Searcher:
         where: Where | None,
         min_score: float | None,
         half_life: str | timedelta | None,
+        by: Scoring | None = None,
     ) -> Hits:
-        """Return the k best of a neuron expression."""
+        """Return the k best of a neuron expression; a lens alone goes by what it was made for."""
         check_k(k)
         if min_score is not None and min_score != 0:
             check_number(min_score, "min_score")
+        if by is not None and by not in get_args(Scoring):
+            raise InvalidQuery(f"by={brief(by)}: composites go by 'trace' or 'dense'")
         fading = check_half_life(half_life)
-        with self.view() as view:
-            query = view.resolve(expression)
-            selected = view.selected(where)
-            began = time.perf_counter()
+        if by != "dense":
+            with self.view() as view:
+                lens = view.lens(expression) if by is None else None
+                if lens is None or lens.by == "trace":
+                    query = view.resolve(expression)
+                    return self._firing(view, query, k, where, min_score, fading)
+        return directions.pointing(self, expression, k, where, min_score, half_life)
 
-            def answer(index: NeuronIndex) -> Hits:
-                if fading is None:
-                    found = index.composite(query, k, selected, min_score)
-                    view.note("neurons", found.work, began)
-                    return self.composite_hits(view, query, found)
-                everyone = index.candidates(query, selected, min_score)
-                view.note_rows("neurons", "every candidate, to fade", len(everyone), began)
-                return self.composite_hits(view, query, best(view.fade(everyone, fading), k))
+    def _firing(
+        self,
+        view: View,
+        query: NeuronQuery,
+        k: int,
+        where: Where | None,
+        min_score: float | None,
+        fading: float | None,
+    ) -> Hits:
+        selected = view.selected(where)
+        began = time.perf_counter()
 
-            return self.ask(view, answer)
+        def answer(index: NeuronIndex) -> Hits:
+            if fading is None:
+                found = index.composite(query, k, selected, min_score)
+                view.note("neurons", found.work, began)
+                return self.composite_hits(view, query, found)
+            everyone = index.candidates(query, selected, min_score)
+            view.note_rows("neurons", "every candidate, to fade", len(everyone), began)
+            return self.composite_hits(view, query, best(view.fade(everyone, fading), k))
+
+        return self.ask(view, answer)
+
+    def condition(
+        self, where: Where | None, changes: list[int] | None = None
+    ) -> ColumnElement[bool] | None:
+        """Return a filter as SQL, what it asks of neurons answered now.
+
+        ``changes`` gets the change numbers at which it was.
+        """
+
+        def holding(expression: Query) -> Sequence[int]:
+            with self.view() as view:
+                if changes is not None:
+                    changes.append(view.state.change)
+                return view.holding(expression)
+
+        return None if where is None else compile_filter(where, holding)
 
     def composite_hits(self, view: View, query: NeuronQuery, found: Found | Ranked) -> Hits:
         """Return the hits of a composite, each neuron's share beside it."""
@@ -160,7 +202,7 @@ class Searcher:
         if by == "words":
             return self._words(text, k, where, options)
         question = self._question(text, by)
-        return self._near(question, k, where, options, hybrid=by == "hybrid")
+        return self.near(question, k, where, options, hybrid=by == "hybrid")
 
     def similar(
         self, memory_id: int, k: int, by: By, where: Where | None, options: Options
@@ -179,7 +221,7 @@ class Searcher:
             raise MemoryNotFound(f"no memory has id {memory_id}: `list` shows which there are")
         trace = fired[memory_id] if by == "trace" else None
         question = Question("", vectors[0], trace, without=memory_id)
-        return self._near(question, k, where, options)
+        return self.near(question, k, where, options)
 
     def by_vector(self, vector: ArrayLike, k: int, where: Where | None, options: Options) -> Hits:
         """Return the k memories nearest to a vector."""
@@ -187,7 +229,7 @@ class Searcher:
         with self.view() as view:
             dimension = view.encoder.dimension
         unit = unit_vectors(np.asarray(vector)[None], 1, dimension)[0]
-        return self._near(Question("", unit, None), k, where, options)
+        return self.near(Question("", unit, None), k, where, options)
 
     def _question(self, text: str, by: By) -> Question:
         with self.view() as view:
@@ -203,7 +245,7 @@ class Searcher:
             steps.append(Step("encoder", "embed the text", 0, 1, elapsed))
         return Question(text, vectors[0], trace)
 
-    def _near(
+    def near(
         self,
         question: Question,
         k: int,
@@ -211,6 +253,7 @@ class Searcher:
         options: Options,
         hybrid: bool = False,
     ) -> Hits:
+        """Return the k memories nearest to a question."""
         fading = check_half_life(options.half_life)
         dense = hybrid or question.trace is None
         with self.view(dense=dense) as view:

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from memstore import backups, care, exports, loading
-from memstore.catalog.filters import compile_filter
 from memstore.errors import InvalidFile, InvalidFilter, InvalidInput
 from memstore.files import Format, format_of
 from memstore.progress import Progress, Report
@@ -54,7 +53,8 @@ class MemoryStore(Reader):
     ) -> int:
         """Store one memory and return its id. Durable on return.
 
-        Raises ``InvalidInput`` or ``DuplicateKey``.
+        ``on_duplicate="link"`` writes down which memory the new one nearly repeats, if any (cosine
+        0.95 or more): ``copies`` shows what both say. Raises ``InvalidInput`` or ``DuplicateKey``.
         """
         row = {
             "text": text,
@@ -81,8 +81,9 @@ class MemoryStore(Reader):
         (a row is known by its key, or by its text where it has none). A list is checked whole
         before anything is stored; a stream up to each batch.
 
-        ``vectors``, (n, d), skips embedding. ``progress`` prints to stderr, or is called with
-        (done, total or None).
+        ``on_duplicate="link"`` stores all, and links each to the memory stored before it that it
+        nearly repeats, if any. ``vectors``, (n, d), skips embedding. ``progress`` prints to
+        stderr, or is called with (done, total or None).
         """
         self._open_database()
         if progress is not True:
@@ -147,7 +148,7 @@ class MemoryStore(Reader):
         self._open_database()
         if not where:
             raise InvalidFilter("an empty filter would delete everything: name what to delete")
-        return self._writer.delete_where(where)
+        return self._writer.delete_where(where, self._searcher.condition)
 
     # --- care ------------------------------------------------------------------------------
 
@@ -203,8 +204,9 @@ class MemoryStore(Reader):
         ``.parquet``. ``encoded`` adds vectors, traces, labels and the encoder's fingerprint: what
         ``load`` needs to make the same store again. `memstore import` reads either.
         """
-        condition = None if where is None else compile_filter(where)
-        return exports.export(self._open_database(), condition, Path(path), encoded)
+        database = self._open_database()
+        condition = self._searcher.condition(where)
+        return exports.export(database, condition, Path(path), encoded)
 
     def load(self, path: str | os.PathLike[str], *, kind: Format | None = None) -> int:
         """Read what ``export(encoded=True)`` wrote into this store, which must be new.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from memstore.core.vectors import unit_vectors
+from memstore.core.vectors import NEAR_COPY, unit_vectors
 from memstore.errors import InvalidInput, InvalidWeights, MissingExtra
 from memstore.progress import Progress
 from memstore.sae import weights
@@ -39,7 +39,7 @@ class Split:
     """Which rows are held out: a random share, less near-duplicates of training rows."""
 
     share: float = 0.05
-    near: float = 0.95
+    near: float = NEAR_COPY
     seed: int = 0
 
     def held_out(self, vectors: Float32) -> NDArray[np.bool_]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -170,15 +170,68 @@ class Explanation:
 
 
 @dataclass(frozen=True)
+class Lens:
+    """A neuron expression saved under a name, which makes a category of whatever fits it.
+
+    ``by`` says what it scores: "trace" the activations stored, "dense" how far a memory's vector
+    points the way of the neurons (``MemoryStore.composite``). It holds for the memories that score
+    above ``threshold``. One that was learned knows the ``category`` it tells, and its ``grade``:
+    the AUC on memories it was not learned from, mean of five parts.
+    """
+
+    name: str
+    expression: str
+    by: Literal["trace", "dense"] = "trace"
+    threshold: float = 0.0
+    grade: float | None = None
+    category: str | None = None
+    created_at: datetime | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        made = None if self.created_at is None else self.created_at.isoformat()
+        return {**vars(self), "created_at": made}
+
+
+@dataclass(frozen=True)
+class Telling:
+    """What one neuron tells of one category."""
+
+    category: str
+    auc: float
+    lift: float
+    """How many times as common the category is where the neuron fires."""
+    precision: float
+    """Its share among the (at most 20) memories for which the neuron fires strongest."""
+    adjusted_p: float
+    """Of the AUC, adjusted by Benjamini and Hochberg over the categories."""
+
+
+@dataclass(frozen=True)
+class Company:
+    """A neuron that fires together with another."""
+
+    neuron: int
+    memories: int
+    """For how many both fire."""
+    lift: float
+    """How many times as many that is as if they fired independently."""
+
+
+@dataclass(frozen=True)
 class Neuron:
     """What is known of one neuron in one store.
 
     ``fire_rate`` is the share of live memories it fires for. ``histogram`` counts activations in
     ten equal bins from 0 to ``maximum``. ``categories`` maps a category to the AUC of this
     neuron's activation for it (0.5 says nothing, 1.0 always stronger inside; Mann-Whitney, ties
-    count half), best first. ``label`` is the one given here, or else the dictionary's; ``grade``
-    is how far it could be trusted when it was tested, None where it never was. ``sentence`` is what
-    the dictionary says of the neuron, None for an encoder that has none.
+    count half), best first; ``tells`` says more of each. ``months`` counts the memories it fires
+    for by when they happened, or else were stored. ``company`` are the neurons that fire together
+    with it. ``top`` are its strongest memories, ``strata`` one from the middle of each tenth of all
+    it fires for: what the top shows is not what most firings are. ``label`` is the one given here,
+    or else the dictionary's; ``grade`` is how far it could be trusted when it was tested, None
+    where it never was. ``sentence`` is what the dictionary says of the neuron, None for an encoder
+    that has none.
     """
 
     id: int
@@ -191,7 +244,11 @@ class Neuron:
     maximum: float
     histogram: tuple[int, ...]
     categories: Mapping[str, float]
+    tells: tuple[Telling, ...]
+    months: Mapping[str, int]
+    company: tuple[Company, ...]
     top: Hits
+    strata: Hits
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -206,5 +263,9 @@ class Neuron:
             "maximum": self.maximum,
             "histogram": list(self.histogram),
             "categories": dict(self.categories),
+            "tells": [vars(one).copy() for one in self.tells],
+            "months": dict(self.months),
+            "company": [vars(one).copy() for one in self.company],
             "top": self.top.to_dicts(),
+            "strata": self.strata.to_dicts(),
         }

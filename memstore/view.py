@@ -5,27 +5,28 @@ from __future__ import annotations
 import difflib
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from sqlalchemy import ColumnElement, Connection
 
-from memstore.catalog import memories, neurons, traces
-from memstore.catalog.filters import MAX_DEPTH, compile_filter
+from memstore.catalog import lenses, memories, neurons, traces
+from memstore.catalog.filters import MAX_DEPTH, Holding, compile_filter
 from memstore.catalog.memories import HitRow
 from memstore.catalog.neurons import EncoderRecord, StoreState
-from memstore.core.expression import Expression, NeuronQuery, NeuronRef
+from memstore.core.expression import Expression, N, NeuronQuery, NeuronRef
 from memstore.core.ranking import Ranked, decay, decayed
-from memstore.errors import IndexDamaged, UnknownNeuron, brief
+from memstore.errors import IndexDamaged, InvalidExpression, UnknownNeuron, brief
 from memstore.index.question import Work
 from memstore.index.selection import Selection
 from memstore.indices import Moment
 from memstore.neurons.dictionary import Names, dictionary_of, find
+from memstore.neurons.lens import lenses_of
 from memstore.rows import now
-from memstore.types import Int64, Step, Trace
+from memstore.types import Int64, Lens, Step, Trace
 
 T = TypeVar("T")
 Where = Mapping[str, Any]
@@ -49,10 +50,10 @@ class Filters:
         self._known: dict[FilterKey, Selection] = {}
         self._lock = threading.Lock()
 
-    def find(self, moment: Moment, where: Where) -> Selection:
-        """Return the memories that pass a filter."""
+    def find(self, moment: Moment, where: Where, holding: Holding) -> Selection:
+        """Return the memories that pass a filter; ``holding`` answers ``$holds``."""
         if not is_plain(where):
-            query = memories.ids_query(moment.connection, compile_filter(where))
+            query = memories.ids_query(moment.connection, compile_filter(where, holding))
             return Selection(memories.run_ids_query(moment.connection, query))
         # Filters of equal text are equal where nothing in them writes its own text.
         key = (moment.state.change, repr(where))
@@ -60,7 +61,7 @@ class Filters:
             found = self._known.get(key)
         if found is not None:
             return found
-        query = memories.ids_query(moment.connection, compile_filter(where))
+        query = memories.ids_query(moment.connection, compile_filter(where, holding))
         found = Selection(memories.run_ids_query(moment.connection, query))
         with self._lock:
             current = [(k, v) for k, v in self._known.items() if k[0] == key[0]]
@@ -99,12 +100,20 @@ def is_plain(where: object) -> bool:
 NEAR = 4
 
 
+def lens_called(name: str, lenses: Iterable[Lens]) -> Lens | None:
+    """Return the lens of this name, capitals aside."""
+    wanted = name.casefold()
+    return next((lens for lens in lenses if lens.name.casefold() == wanted), None)
+
+
 @dataclass(frozen=True)
 class View:
     """One state of the store: the transaction a query runs in and what holds throughout it."""
 
     moment: Moment
     filters: Filters
+    holds: Callable[[View, Query], Sequence[int]] = field(repr=False)
+    """Returns the ids of the memories that an expression finds in this state."""
     steps: list[Step] | None = None
     """Where steps are noted while somebody watches (``explain_query``)."""
 
@@ -133,19 +142,25 @@ class View:
         """The encoder whose traces are served."""
         return self.moment.encoder
 
-    def number(self, name: str) -> int:
-        """Return the neuron of this name: one given here, the dictionary's, or one made here.
+    def named(self, name: str) -> int | Lens:
+        """Return the neuron or lens of this name.
 
-        Raises ``UnknownNeuron``, with near names.
+        A label given here comes first, then a lens saved here, then the dictionary's labels and the
+        lenses that ship, then labels made here. Raises ``UnknownNeuron``, with near names.
         """
-        found = neurons.number_of_label(self.connection, self.encoder.id, name)
+        number = neurons.number_of_label(self.connection, self.encoder.id, name)
+        saved = lenses.all_lenses(self.connection, self.encoder.id)
+        found: int | Lens | None = number if number is not None else lens_called(name, saved)
         dictionary = None if found is not None else dictionary_of(self.encoder.fingerprint)
         if dictionary is not None:
             found = dictionary.number(name)
         if found is None:
+            found = lens_called(name, lenses_of(self.encoder.fingerprint))
+        if found is None:
             found = neurons.number_of_label(self.connection, self.encoder.id, name, made=True)
         if found is None:
             known = neurons.all_labels(self.connection, self.encoder.id)
+            known += [lens.name for lens in saved]
             near = difflib.get_close_matches(name, known, NEAR)
             if dictionary is not None:
                 near += [str(entry.label) for entry in find(dictionary.entries, name, NEAR)]
@@ -159,20 +174,67 @@ class View:
             raise UnknownNeuron(f"no neuron is called {brief(name)}: {hint}")
         return found
 
-    def resolve(self, expression: Query) -> NeuronQuery:
-        """Return an expression with its names resolved."""
-        return Expression.of(expression).resolve(self.number, self.encoder.neurons)
+    def number(self, ref: NeuronRef) -> int:
+        """Return the number of one neuron. Raises ``UnknownNeuron``, also for a lens."""
+        if isinstance(ref, str) and isinstance(self.named(ref), Lens):
+            raise UnknownNeuron(f"{brief(ref)} is a lens, not a neuron: see `memstore lens list`")
+        return self.resolve({ref: 1.0}).terms[0][0]
+
+    def whole(self, expression: Query) -> Expression:
+        """Return an expression; the bare name of a lens is one, whatever blanks it has."""
+        try:
+            return Expression.of(expression)
+        except InvalidExpression:
+            if not isinstance(expression, str) or not expression.strip():
+                raise
+            known = lenses.all_lenses(self.connection, self.encoder.id)
+            found = lens_called(expression.strip(), (*known, *lenses_of(self.encoder.fingerprint)))
+            if found is None:
+                raise
+            return N[found.name]
+
+    def lens(self, expression: Query) -> Lens | None:
+        """Return the lens that an expression consists of, None where it is anything else."""
+        whole = self.whole(expression)
+        if whole.conditions or len(whole.terms) != 1:
+            return None
+        [(ref, weight)] = whole.terms
+        found = self.named(ref) if isinstance(ref, str) and weight == 1 else None
+        return found if isinstance(found, Lens) else None
+
+    def resolve(self, expression: Query, by: Literal["trace", "dense"] = "trace") -> NeuronQuery:
+        """Return an expression with its names resolved, to be asked of traces or of vectors.
+
+        Raises ``InvalidExpression`` where a lens in it was made for the other.
+        """
+
+        def meant(name: str) -> int | Expression:
+            found = self.named(name)
+            if not isinstance(found, Lens):
+                return found
+            if found.by != by:
+                raise InvalidExpression(
+                    f"{brief(name)} is a lens by={found.by!r}: ask for it alone or with "
+                    f"by={found.by!r}, or learn one with by={by!r}"
+                )
+            return Expression.of(found.expression)
+
+        return self.whole(expression).resolve(meant, self.encoder.neurons)
 
     def compile(self, where: Where | None) -> ColumnElement[bool] | None:
         """Return a filter as SQL; none where there is none."""
-        return None if where is None else compile_filter(where)
+        return None if where is None else compile_filter(where, self.holding)
+
+    def holding(self, expression: Query) -> Sequence[int]:
+        """Return the ids of the memories that an expression finds, or a lens holds for."""
+        return self.holds(self, expression)
 
     def selected(self, where: Where | None) -> Selection | None:
         """Return the memories that pass a filter, or None where there is none."""
         if where is None:
             return None
         began = time.perf_counter()
-        found = self.filters.find(self.moment, where)
+        found = self.filters.find(self.moment, where, self.holding)
         self.note_rows("filter", "SQL", len(found), began)
         return found
 

@@ -14,24 +14,33 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sqlalchemy import ColumnElement
 
-from memstore.catalog import categories, memories, neurons, traces, words
+from memstore.catalog import categories, links, memories, neurons, traces, words
 from memstore.catalog.engine import Database, Write
-from memstore.catalog.filters import compile_filter
 from memstore.catalog.memories import NewMemory
 from memstore.core.traces import empty, select
 from memstore.core.vectors import check_vectors, unit_vectors
-from memstore.duplicates import Plan, refuse_known_keys
+from memstore.duplicates import Plan, refuse_known_keys, repeated_within
 from memstore.encoder import Encoder
-from memstore.errors import DuplicateKey, InvalidInput, InvalidVector, MemoryNotFound, brief
+from memstore.errors import (
+    DuplicateKey,
+    InvalidInput,
+    InvalidVector,
+    MemoryNotFound,
+    StoreLocked,
+    brief,
+)
 from memstore.progress import Report
 from memstore.rows import check_row, now
 from memstore.types import Float32, Traces
 
-OnDuplicate = Literal["add", "skip"]
+OnDuplicate = Literal["add", "skip", "link"]
 
 #: Memories a transaction: at 250 texts/s a batch is a second of work to lose.
 BATCH = 256
+#: How often a filter over neurons is asked again because others wrote meanwhile.
+TRIES = 20
 #: With given vectors, where the same second holds many more.
 BULK = 16_384
 
@@ -63,15 +72,25 @@ class Encoded:
 
 
 Prepared = tuple[Batch, Encoded]
+#: Returns a filter as SQL, and tells the changes at which what it asks of neurons was answered.
+Compiled = Callable[[Mapping[str, Any], list[int]], ColumnElement[bool] | None]
 
 
 class Writer:
-    """The mutators of one store; ``wrote`` is told how many memories each has added."""
+    """The mutators of one store.
+
+    ``wrote`` is told how many memories each has added; ``repeated`` says which stored memory each
+    of some vectors nearly repeats.
+    """
 
     def __init__(
-        self, database: Database, encoder: Callable[[], Encoder], wrote: Callable[[int], None]
+        self,
+        database: Database,
+        encoder: Callable[[], Encoder],
+        wrote: Callable[[int], None],
+        repeated: Callable[[Float32], dict[int, tuple[int, float]]],
     ) -> None:
-        self.database, self.encoder, self.wrote = database, encoder, wrote
+        self.database, self.encoder, self.wrote, self.repeated = database, encoder, wrote, repeated
 
     def insert_many(
         self,
@@ -82,7 +101,7 @@ class Writer:
     ) -> list[int]:
         """Store rows from any iterable, a batch at a time; returns one id a row, in order."""
         if on_duplicate not in get_args(OnDuplicate):
-            raise InvalidInput(f"on_duplicate={brief(on_duplicate)}: use 'add' or 'skip'")
+            raise InvalidInput(f"on_duplicate={brief(on_duplicate)}: use 'add', 'skip' or 'link'")
         if isinstance(rows, str | bytes | Mapping):
             raise InvalidInput("rows is one row, not many: use insert(), or put it into a list")
         if hasattr(rows, "columns"):
@@ -92,14 +111,17 @@ class Writer:
         if total is not None:
             # What is all here is checked whole, so that a bad row leaves the store as it was.
             checked = list(checked)
-            if on_duplicate == "add":
+            if on_duplicate != "skip":
                 with self.database.read() as connection:
                     refuse_known_keys(connection, checked, range(total))
         given = None if vectors is None else self._given(vectors, total)
         ids: list[int] = []
-        skip = on_duplicate == "skip"
-        for batch, encoded in ahead(batches(checked, given), lambda b: self._prepare(b, skip)):
-            ids += self._store(batch, skip, encoded)
+        skip, size = on_duplicate == "skip", BULK if given is not None else BATCH
+        if on_duplicate == "link":
+            size = BATCH  # each is compared with every other of its batch
+        source = batches(checked, given, size)
+        for batch, encoded in ahead(source, lambda b: self._prepare(b, skip)):
+            ids += self._store(batch, skip, encoded, on_duplicate == "link")
             if report is not None:
                 report(len(ids), total)
         if given is not None and len(given) != len(ids):
@@ -123,8 +145,10 @@ class Writer:
             plan = Plan.of(connection, batch.rows, skip)
         return self._encode(batch, plan.missing)
 
-    def _store(self, batch: Batch, skip: bool, encoded: Encoded) -> list[int]:
+    def _store(self, batch: Batch, skip: bool, encoded: Encoded, link: bool) -> list[int]:
         """Store one batch in one transaction; returns one id a row."""
+        repeats = self.repeated(encoded.vectors) if link else {}
+        within = repeated_within(encoded.vectors) if link else {}
         while True:
             if skip and not encoded.rows:
                 with self.database.read() as connection:
@@ -136,6 +160,11 @@ class Writer:
                 plan = Plan.of(tx.connection, batch.rows, skip)
                 fits = set(plan.missing) <= set(encoded.rows)
                 added = self._add(tx, batch, encoded.only(plan.missing)) if fits else {}
+                if link:
+                    # What an earlier row repeats was found with it; the earlier row says so.
+                    own = {row: (added[other], cosine) for row, (other, cosine) in within.items()}
+                    linked = {**own, **repeats}
+                    links.add(tx.connection, [(added[row], *to) for row, to in linked.items()])
             if fits:
                 self.wrote(len(added))
                 return plan.ids(added)
@@ -208,8 +237,10 @@ class Writer:
         memories.change(tx.connection, memory_id, values, tx.change, now())
         if encoded is not None:
             self._replace(tx, [memory_id], encoded)
+            links.forget(tx.connection, memory_id)
 
     def _replace(self, tx: Write, ids: list[int], encoded: Encoded) -> None:
+        """Put the encoding of another text in place of the one there is."""
         traces.remove(tx.connection, ids)
         encoder_id = neurons.require_encoder(tx.connection).id
         traces.add(tx.connection, encoder_id, ids, encoded.vectors, encoded.traces)
@@ -232,12 +263,23 @@ class Writer:
         with self.database.write() as tx:
             return memories.remove(tx.connection, ids, tx.change)
 
-    def delete_where(self, where: Mapping[str, Any]) -> int:
-        """Delete the memories that pass a filter; returns how many there were."""
-        condition = compile_filter(where)
-        with self.database.write() as tx:
-            ids = memories.ids(tx.connection, condition)
-            return memories.remove(tx.connection, ids, tx.change)
+    def delete_where(self, where: Mapping[str, Any], compiled: Compiled) -> int:
+        """Delete the memories that pass a filter; returns how many there were.
+
+        What a filter asks of neurons is answered before the transaction; where others wrote
+        between the two, once more.
+        """
+        for _ in range(TRIES):
+            answered: list[int] = []
+            condition = compiled(where, answered)
+            with self.database.write() as tx:
+                if condition is not None and all(tx.change == one + 1 for one in answered):
+                    ids = memories.ids(tx.connection, condition)
+                    return memories.remove(tx.connection, ids, tx.change)
+        raise StoreLocked(
+            f"{self.database.name} is being written all the time, and what the filter holds for "
+            "changes meanwhile: try again"
+        )
 
 
 def check_rows(rows: Iterable[Any]) -> Iterator[NewMemory]:
@@ -249,10 +291,12 @@ def check_rows(rows: Iterable[Any]) -> Iterator[NewMemory]:
             raise type(error)(f"row {number}: {error}") from error
 
 
-def batches(rows: Iterable[NewMemory], vectors: NDArray[np.floating] | None) -> Iterator[Batch]:
-    """Yield rows by the batch with the vectors that belong to them."""
+def batches(
+    rows: Iterable[NewMemory], vectors: NDArray[np.floating] | None, size: int
+) -> Iterator[Batch]:
+    """Yield rows, ``size`` at a time, with the vectors that belong to them."""
     source, first = iter(rows), 0
-    while page := list(islice(source, BATCH if vectors is None else BULK)):
+    while page := list(islice(source, size)):
         part = None if vectors is None else vectors[first : first + len(page)]
         if part is not None and len(part) < len(page):
             raise InvalidVector(

@@ -28,8 +28,9 @@ OTHERS = [
 
 def freeze_store(target: Path) -> None:
     with MemoryStore.open(target, encoder=make_encoder()) as store:
-        store.insert_many([FROZEN, *OTHERS])
+        store.insert_many([FROZEN, *OTHERS], on_duplicate="link")
         store.neurons.label(int(store.trace(1).neurons[0]), "ice", grade=0.5)
+        store.lenses.save("cold", "ice - 0.5*3", threshold=0.1)
         store.delete(store.insert("deleted before it was frozen"))
 
 

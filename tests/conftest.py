@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,22 @@ def make_encoder(seed: int = 0, neurons: int = NEURONS) -> Encoder:
         name="small",
         config={"embedder": {"kind": "object", "class": "FunctionEmbedder"}, "sae": "small"},
     )
+
+
+def lively_encoder() -> Encoder:
+    """A small encoder without biases: every neuron fires for some vectors and not for others."""
+    encoder = make_encoder()
+    tensors = {
+        name: values * (not name.endswith("bias")) for name, values in encoder.sae.tensors.items()
+    }
+    return replace(encoder, sae=SAE(encoder.sae.config, tensors))
+
+
+def fill_lively(store: MemoryStore, count: int) -> None:
+    """Store so many memories of two categories, with vectors of small numbers: ties are many."""
+    rows = [{"text": f"entry {i}", "category": "ab"[i % 2]} for i in range(count)]
+    random = np.random.default_rng(0)
+    store.insert_many(rows, vectors=random.integers(-2, 3, (count, DIMENSION)) + 0.1)
 
 
 @pytest.fixture

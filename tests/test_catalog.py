@@ -23,7 +23,7 @@ from memstore.errors import StoreOutOfDate, StoreTooNew
 FIXTURES = Path(__file__).parent / "fixtures"
 NEXT = """
 from alembic import op
-revision, down_revision = "0006", "0005"
+revision, down_revision = "0007", "0006"
 def upgrade():
     op.execute("ALTER TABLE memory RENAME TO old_memory")
     op.execute("ALTER TABLE old_memory RENAME TO memory")
@@ -109,7 +109,7 @@ def next_version(tmp_path, monkeypatch):
     monkeypatch.setattr(layout, "migrations_folder", lambda: folder)
 
     def write(extra="pass"):
-        (folder / "versions" / "0005_next.py").write_text(NEXT.format(extra=extra))
+        (folder / "versions" / "0007_next.py").write_text(NEXT.format(extra=extra))
 
     write()
     return write
@@ -127,20 +127,20 @@ def test_an_older_store_is_refused_then_upgraded_with_a_backup(
 ):
     """The error prints the command; the command keeps every memory, trace and label."""
     memories, traces = fill(path, encoder)
-    monkeypatch.setattr(migrate, "HEAD", "0006")
+    monkeypatch.setattr(migrate, "HEAD", "0007")
     for mode in ("rw", "r"):
         with pytest.raises(StoreOutOfDate, match=f"memstore upgrade {path}"):
             MemoryStore.open(path, mode=mode)
-    found, backup = migrate.upgrade(path, 5.0, target="0006")
-    assert found == "0005"
+    found, backup = migrate.upgrade(path, 5.0, target="0007")
+    assert found == "0006"
     with MemoryStore.open(path, encoder=encoder) as store:
         assert list(store.iter()) == memories
         assert np.array_equal(store.traces().to_dense(), traces)
         assert store.neurons["three"].id == 3
         assert store.check() == []
         store.insert("new words")
-    assert migrate.upgrade(path, 5.0, target="0006") == ("0006", None)
-    monkeypatch.setattr(migrate, "HEAD", "0005")
+    assert migrate.upgrade(path, 5.0, target="0007") == ("0007", None)
+    monkeypatch.setattr(migrate, "HEAD", "0006")
     with MemoryStore.open(backup, mode="r", encoder=encoder) as store:
         assert list(store.iter()) == memories
 
@@ -162,7 +162,7 @@ def test_a_failing_migration_leaves_the_old_store(path, encoder, next_version):
     memories, _ = fill(path, encoder)
     next_version('op.execute("CREATE TABLE half (x)"); raise RuntimeError("broken migration")')
     with pytest.raises(RuntimeError, match="broken migration"):
-        migrate.upgrade(path, 5.0, target="0006")
+        migrate.upgrade(path, 5.0, target="0007")
     with MemoryStore.open(path, encoder=encoder) as store:
         assert list(store.iter()) == memories
         with store._database.driver() as raw:
@@ -179,7 +179,7 @@ def test_children_survive_a_rebuilt_parent(path, encoder, next_version):
         'op.execute("DELETE FROM memory"); '
         'op.execute("INSERT INTO memory SELECT * FROM fresh"); op.execute("DROP TABLE fresh")'
     )
-    migrate.upgrade(path, 5.0, target="0006")
+    migrate.upgrade(path, 5.0, target="0007")
     with closing(sqlite3.connect(path)) as connection, connection:
         assert connection.execute("SELECT count(*) FROM trace").fetchone() == (len(traces),)
 
@@ -207,6 +207,10 @@ def test_frozen_stores_of_every_schema_open(file, path, encoder):
         found = [(hit.id, hit.score) for hit in store.top(neuron, 3)]
         assert found == [(5, 3.59375), (11, 3.59375), (4, 2.83984375)]
         assert store.search("lake school", 1, by="words")[0].key == "frozen"
+        if file.stem >= "store-0006":
+            lens = store.lenses["cold"]
+            assert (lens.expression, lens.threshold) == (f"+{neuron} -0.5*3", 0.1)
+            assert [both.other.id for both in store.copies(5)] == [11]
         assert store.get(store.insert("written by a later version")).text.startswith("written")
 
 

@@ -100,7 +100,7 @@ def test_a_label_given_in_the_shell_works_in_the_shell(store):
     assert by_name == memstore("top", store, 450, "--json").stdout
     shown = memstore("neuron", store, "mirth of ours").stdout
     assert "mirth of ours" in shown
-    assert "category AUC" in shown
+    assert "precision@20" in shown
     memstore("neuron", store, 450, "--unlabel")
     assert "no neuron is called" in memstore("top", store, "mirth of ours", ok=False).stderr
 
@@ -389,3 +389,77 @@ def test_training_from_the_shell_makes_an_encoder_that_works(tmp_path):
     memstore("insert", tmp_path / "own.db", "A quiet morning.")
     assert "0 to 39" in memstore("top", tmp_path / "own.db", 40, ok=False).stderr
     assert memstore("search", tmp_path / "own.db", "calm", "--by", "trace").returncode == 0
+
+
+def test_lenses_in_the_shell(store):
+    """Saved, listed, asked, filtered by, removed; a wrong name is one line."""
+    saved = memstore("lens", "save", store, "calm", "2*450 - 207").stdout
+    assert saved.startswith("calm: -207 +2.0*450, holds for ")
+    listed = json.loads(memstore("lens", "list", store, "--json").stdout)
+    names = {lens["name"]: lens["holds"] for lens in listed}
+    assert {"calm", "routine", "emotional", "chaotic"} <= names.keys()
+    own = json.loads(memstore("list", store, "--holds", "calm", "-n", "0", "--json").stdout)
+    assert len(own) == names["calm"]
+    found = memstore("composite", store, "calm", "--json").stdout
+    assert found == memstore("composite", store, "2*450 - 207", "--json").stdout
+    assert memstore("lens", "remove", store, "calm").stdout == "calm is no lens now\n"
+    failed = memstore("composite", store, "calm", ok=False)
+    assert failed.returncode == 1
+    assert failed.stderr.startswith("memstore: no neuron is called 'calm'")
+    failed = memstore("lens", "learn", store, "Nothing", ok=False)
+    assert failed.stderr.startswith("memstore: 0 memories of 'Nothing'")
+
+
+def test_a_deletion_is_shown_before_it_is_done(store):
+    """--dry-run deletes nothing and says what would go; then the same command without it does."""
+    count = len(json.loads(memstore("list", store, "-n", "0", "--json").stdout))
+    told = json.loads(memstore("delete", store, "--holds", "104", "--dry-run", "--json").stdout)
+    assert 0 < told["would_delete"] < count
+    assert memstore("delete", store, "--holds", "104", "--dry-run").stdout.startswith(
+        f"{told['would_delete']} would be deleted"
+    )
+    gone = json.loads(memstore("delete", store, "--holds", "104", "--yes", "--json").stdout)
+    assert gone == {"deleted": told["would_delete"]}
+
+
+def test_what_is_new_is_told_at_insert(store):
+    """The id comes first, as ever; then what is new."""
+    shown = memstore("insert", store, "The compiler misses a semicolon.", "--novelty").stdout
+    lines = shown.splitlines()
+    assert lines[0].isdigit()
+    assert any(line.startswith("first time: N") for line in lines)
+    assert lines[-1].startswith("nearest: memory ")
+
+
+def test_diverse_hits_are_among_ten_times_as_many(store):
+    """Other than the first k, and none from further down."""
+    plain = json.loads(memstore("search", store, "rain", "-k", "30", "--json").stdout)
+    few = json.loads(memstore("search", store, "rain", "-k", "3", "--diverse", "--json").stdout)
+    assert len(few) == 3
+    assert {hit["id"] for hit in few} <= {hit["id"] for hit in plain}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("memstore top diary.db grie", "plain,grief"),
+        ("memstore composite diary.db +grief\\ -rout", "plain,+grief -routine"),
+        ("memstore composite diary.db \"0.5*'crying and\"", "plain,0.5*'crying and tears'"),
+        ("memstore neuron diary.db laughin", "plain,laughing"),
+    ],
+)
+def test_the_shell_completes_names(words, expected):
+    """As bash asks for them."""
+    done = subprocess.run(
+        [sys.executable, "-m", "memstore"],
+        env={
+            **os.environ,
+            "COMP_WORDS": words,
+            "COMP_CWORD": "3",
+            "_MEMSTORE_COMPLETE": "bash_complete",
+        },
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert expected in done.stdout.splitlines()

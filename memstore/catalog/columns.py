@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from itertools import chain
 
 import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy import Connection
 
 from memstore.catalog.engine import driver_of
@@ -22,6 +23,11 @@ def moments(connection: Connection) -> tuple[Int64, Int64]:
     )
     found = pairs(rows)
     return found[:, 0], found[:, 1]
+
+
+def to_months(times: Int64) -> NDArray[np.datetime64]:
+    """Return the months (UTC) of microseconds since 1970."""
+    return (times // 1_000_000).astype("datetime64[s]").astype("datetime64[M]")
 
 
 def categories(connection: Connection) -> tuple[Int64, Int64, list[str]]:

@@ -4,6 +4,8 @@ Fields: ``id``, ``key``, ``category``, ``text``, ``occurred_at``, ``created_at``
 any other name, with dots for nesting, is a path into the metadata (``metadata.NAME`` where a name
 clashes). Values travel as parameters, never as SQL.
 
+``{"$holds": "+15 -5"}`` asks for the memories that a neuron expression finds, or a lens holds for.
+
 Meaning follows MongoDB: comparisons hold between values of one type only (a number is never less
 than a text), a missing value matches none of them, and ``$ne``, ``$nin`` and ``$not`` match exactly
 where their opposite does not, missing values included.
@@ -14,7 +16,7 @@ from __future__ import annotations
 import json
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -46,13 +48,16 @@ ORDER: dict[str, Callable[[Any, Any], Any]] = {
 }
 OPERATORS = ("$eq", "$ne", *ORDER, "$in", "$nin", "$exists", "$contains", "$not")
 LOGIC = ("$and", "$or", "$nor")
+HOLDS = "$holds"
+#: Returns the ids of the memories that a neuron expression finds.
+Holding = Callable[[Any], Sequence[int]]
 
 
 class Compiler:
     """Turns one filter into one SQL condition, counting what it has taken in."""
 
-    def __init__(self) -> None:
-        self.conditions = 0
+    def __init__(self, holding: Holding) -> None:
+        self.holding, self.conditions = holding, 0
 
     def filter(self, where: object, depth: int = 0) -> Compiled:
         """Return the condition of a whole filter: all of its entries hold."""
@@ -81,9 +86,12 @@ class Compiler:
         """Return the condition of ``$and``, ``$or``, ``$nor`` over a list of filters."""
         if name == "$not":
             return not_(self.filter(value, depth + 1))
+        if name == HOLDS:
+            listed = func.json_each(json.dumps(list(self.holding(value)))).table_valued("value")
+            return memory.c.id.in_(select(listed.c.value))
         if name not in LOGIC:
             raise InvalidFilter(
-                f"unknown operator {brief(name)}: use {', '.join(LOGIC)} or a field name"
+                f"unknown operator {brief(name)}: use {', '.join((*LOGIC, HOLDS))} or a field name"
             )
         if not isinstance(value, list | tuple) or not value:
             raise InvalidFilter(f"{name} takes a list of filters, not {brief(value)}")
@@ -235,9 +243,9 @@ def sqlite_number(name: str, value: float) -> float:
     return value
 
 
-def compile_filter(where: Mapping[str, Any]) -> Compiled:
-    """Return the SQL condition of a filter over ``memories.JOINED``.
+def compile_filter(where: Mapping[str, Any], holding: Holding) -> Compiled:
+    """Return the SQL condition of a filter over ``memories.JOINED``; ``holding`` answers $holds.
 
     Raises ``InvalidFilter`` naming the field and what would do.
     """
-    return Compiler().filter(where)
+    return Compiler(holding).filter(where)

@@ -29,7 +29,7 @@ from memstore.errors import (
 )
 
 #: The newest migration. A test compares it with the files in ``migrations/versions``.
-HEAD = "0005"
+HEAD = "0006"
 
 
 def revision(connection: Connection) -> str | None:

@@ -95,6 +95,29 @@ neuron = Table(
     Column("model", String),
 )
 
+#: A neuron expression saved under a name; of neuron numbers only.
+lens = Table(
+    "lens",
+    metadata,
+    Column("encoder_id", Integer, ForeignKey("encoder.id"), primary_key=True),
+    Column("name", String, primary_key=True),
+    Column("expression", String, nullable=False),
+    Column("by", String, nullable=False),
+    Column("threshold", Float, nullable=False),
+    Column("grade", Float),
+    Column("category", String),
+    Column("created_at", Integer, nullable=False),
+)
+
+#: What a memory was nearly a copy of when it was inserted.
+link = Table(
+    "link",
+    metadata,
+    Column("memory_id", Integer, ForeignKey("memory.id"), primary_key=True),
+    Column("other_id", Integer, ForeignKey("memory.id"), nullable=False),
+    Column("cosine", Float, nullable=False),
+)
+
 #: Ids that went away and when, so that another process's index can follow.
 deletion = Table(
     "deletion",

@@ -28,6 +28,7 @@ COMMANDS = {
     "similar": "ask",
     "neuron": "look",
     "labels": "labels",
+    "lens": "lens",
     "show": "look",
     "explain": "look",
     "diff": "look",

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import click
 
+from memstore.cli.names import complete_expression, complete_name
 from memstore.cli.options import (
+    diverse_option,
     half_life_option,
     json_option,
     k_option,
     read_neuron,
-    read_where,
     reader,
     store_argument,
+    varied,
     where_options,
     why_option,
 )
 from memstore.cli.output import print_hits
-from memstore.search import By
+from memstore.hits import Hits
+from memstore.search import By, Scoring
+from memstore.view import Where
 
 
 @click.command("search")
 @store_argument
 @click.argument("text")
 @k_option
+@diverse_option
 @click.option(
     "--by",
     type=click.Choice(["dense", "trace", "hybrid", "words"]),
@@ -30,7 +35,12 @@ from memstore.search import By
     show_default=True,
     help="Nearness of meaning, of traces, of words, or all fused.",
 )
-@click.option("--steer", metavar="EXPR", help="Neuron expression to add to the score.")
+@click.option(
+    "--steer",
+    metavar="EXPR",
+    shell_complete=complete_expression,
+    help="Neuron expression to add to the score.",
+)
 @click.option(
     "--idf/--no-idf", default=None, help="Let rare neurons count more (trace, hybrid: on)."
 )
@@ -42,33 +52,32 @@ def search_command(
     store: str,
     text: str,
     k: int,
+    diverse: bool,
     by: By,
     steer: str | None,
     idf: bool | None,
     half_life: str | None,
-    category: str | None,
-    where: str | None,
+    where: Where | None,
     why: bool,
     as_json: bool,
 ) -> None:
     """Find the memories nearest to TEXT."""
     with reader(store) as opened:
-        hits = opened.search(
-            text,
-            k,
-            by=by,
-            where=read_where(where, category),
-            steer=steer,
-            half_life=half_life,
-            idf=idf,
-        )
+
+        def ask(count: int) -> Hits:
+            return opened.search(
+                text, count, by=by, where=where, steer=steer, half_life=half_life, idf=idf
+            )
+
+        hits = varied(opened, ask, k, diverse)
     print_hits(hits, as_json=as_json, why=why)
 
 
 @click.command("top")
 @store_argument
-@click.argument("neuron")
+@click.argument("neuron", shell_complete=complete_name)
 @k_option
+@diverse_option
 @where_options
 @why_option
 @json_option
@@ -76,24 +85,30 @@ def top_command(
     store: str,
     neuron: str,
     k: int,
-    category: str | None,
-    where: str | None,
+    diverse: bool,
+    where: Where | None,
     why: bool,
     as_json: bool,
 ) -> None:
     """Find the memories for which NEURON (number or label) fires strongest."""
     ref = read_neuron(neuron)
     with reader(store) as opened:
-        hits = opened.top(ref, k, where=read_where(where, category))
+        hits = varied(opened, lambda count: opened.top(ref, count, where=where), k, diverse)
     print_hits(hits, as_json=as_json, why=why)
 
 
 # An expression may begin with a minus, which is no option here.
 @click.command("composite", context_settings={"ignore_unknown_options": True})
 @store_argument
-@click.argument("expression", metavar="EXPR")
+@click.argument("expression", metavar="EXPR", shell_complete=complete_expression)
 @k_option
+@diverse_option
 @click.option("--all", "everything", is_flag=True, help="Scores of 0 and below too.")
+@click.option(
+    "--by",
+    type=click.Choice(["trace", "dense"]),
+    help="What fired, or how far vectors point that way. Default: trace; a lens alone knows.",
+)
 @half_life_option
 @where_options
 @why_option
@@ -102,25 +117,27 @@ def composite_command(
     store: str,
     expression: str,
     k: int,
+    diverse: bool,
     everything: bool,
+    by: Scoring | None,
     half_life: str | None,
-    category: str | None,
-    where: str | None,
+    where: Where | None,
     why: bool,
     as_json: bool,
 ) -> None:
     """Find the memories that fit a neuron expression best: "+15 -5".
 
-    Weights: "2*15 - 0.5*5". Conditions: "15 & 88>0.3 & !7". Labels: "+grief -'first day'".
+    Weights: "2*15 - 0.5*5". Conditions: "15 & 88>0.3 & !7". Labels and lenses: "+grief -routine".
     """
     with reader(store) as opened:
-        hits = opened.composite(
-            expression,
-            k,
-            where=read_where(where, category),
-            min_score=None if everything else 0.0,
-            half_life=half_life,
-        )
+        least = None if everything else 0.0
+
+        def ask(count: int) -> Hits:
+            return opened.composite(
+                expression, count, where=where, min_score=least, half_life=half_life, by=by
+            )
+
+        hits = varied(opened, ask, k, diverse)
     print_hits(hits, as_json=as_json, why=why)
 
 
@@ -128,6 +145,7 @@ def composite_command(
 @store_argument
 @click.argument("id", type=int)
 @k_option
+@diverse_option
 @click.option(
     "--by",
     type=click.Choice(["dense", "trace"]),
@@ -144,17 +162,19 @@ def similar_command(
     store: str,
     id: int,
     k: int,
+    diverse: bool,
     by: By,
     idf: bool | None,
     half_life: str | None,
-    category: str | None,
-    where: str | None,
+    where: Where | None,
     why: bool,
     as_json: bool,
 ) -> None:
     """Find the memories nearest to the memory with this ID."""
     with reader(store) as opened:
-        hits = opened.similar(
-            id, k, by=by, where=read_where(where, category), half_life=half_life, idf=idf
-        )
+
+        def ask(count: int) -> Hits:
+            return opened.similar(id, count, by=by, where=where, half_life=half_life, idf=idf)
+
+        hits = varied(opened, ask, k, diverse)
     print_hits(hits, as_json=as_json, why=why)

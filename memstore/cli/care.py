@@ -9,7 +9,6 @@ import click
 from memstore import backups
 from memstore.cli.options import (
     json_option,
-    read_where,
     reader,
     store_argument,
     where_options,
@@ -17,6 +16,7 @@ from memstore.cli.options import (
 )
 from memstore.cli.output import print_json, print_result
 from memstore.errors import StoreNotFound
+from memstore.view import Where
 
 BUSY_TIMEOUT = 5.0
 
@@ -36,14 +36,14 @@ def must_exist(store: str) -> None:
 )
 @json_option
 def export_command(
-    store: str, file: str, category: str | None, where: str | None, encoded: bool, as_json: bool
+    store: str, file: str, where: Where | None, encoded: bool, as_json: bool
 ) -> None:
     """Write memories to FILE, which `memstore import` reads.
 
     JSON Lines; compressed where FILE ends in .gz, Parquet where it ends in .parquet.
     """
     with reader(store) as opened:
-        count = opened.export(file, read_where(where, category), encoded=encoded)
+        count = opened.export(file, where, encoded=encoded)
     print_result(f"{count} memories in {file}", {"memories": count, "file": file}, as_json=as_json)
 
 

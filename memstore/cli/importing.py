@@ -46,10 +46,11 @@ NAMES = {name: name for name in ("text", "category", "key", "occurred_at", "meta
 )
 @click.option(
     "--on-duplicate",
-    type=click.Choice(["skip", "add"]),
+    type=click.Choice(["skip", "add", "link"]),
     default="skip",
     show_default=True,
-    help="What to do with a key, or else a text, that is there already.",
+    help="What to do with a key, or else a text, that is there already; link: store all, and "
+    "write down what each nearly repeats.",
 )
 @json_option
 def import_command(

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 
 import click
 
+from memstore.cli.names import complete_name
 from memstore.cli.options import (
     changer,
     json_option,
     read_neuron,
-    read_where,
     reader,
     store_argument,
     where_options,
@@ -21,6 +21,7 @@ from memstore.cli.output import (
     print_facts,
     print_hits,
     print_json,
+    print_memories,
     print_result,
     print_table,
     printable,
@@ -28,20 +29,24 @@ from memstore.cli.output import (
 )
 from memstore.meaning import Fired
 from memstore.types import Neuron
+from memstore.view import Where
 
 BARS = " ▁▂▃▄▅▆▇█"
 SHOWN_NEURONS = 12
 SHOWN_STRONG = 6
+#: Months, and neighbours of either kind, shown of a neuron.
+MONTHS, NEIGHBOURS = 12, 3
 
 
 @click.command("neuron")
 @store_argument
-@click.argument("neuron")
+@click.argument("neuron", shell_complete=complete_name)
 @click.option("--label", help="Name the neuron, so that expressions can use the name.")
 @click.option("--unlabel", is_flag=True, help="Take its name away.")
+@click.option("--alike", is_flag=True, help="Show whose directions are nearest; loads the SAE.")
 @json_option
 def neuron_command(
-    store: str, neuron: str, label: str | None, unlabel: bool, as_json: bool
+    store: str, neuron: str, label: str | None, unlabel: bool, alike: bool, as_json: bool
 ) -> None:
     """Show what is known of NEURON (number or label) in this store, or name it."""
     ref = read_neuron(neuron)
@@ -55,9 +60,20 @@ def neuron_command(
         return
     with reader(store) as opened:
         known = opened.neurons[ref]
+        near = opened.neurons.alike(ref, NEIGHBOURS) if alike else []
+        others = [one.neuron for one in known.company]
+        names = opened.neurons.of([*others, *(neuron for neuron, _ in near)])
     if as_json:
-        print_json(known.to_dict())
+        print_json({**known.to_dict(), **({"alike": near} if alike else {})})
         return
+    tell_neuron(known, names)
+    for neuron_id, cosine in near:
+        name = f"N{neuron_id} {names.get(neuron_id, '')}".strip()
+        click.echo(f"points like {name}: cosine {cosine:.2f}")
+
+
+def tell_neuron(known: Neuron, names: Mapping[int, str]) -> None:
+    """Print what is known of a neuron; ``names`` are those of its company."""
     highest = max(known.histogram, default=0) or 1
     bars = "".join(BARS[-(-count * (len(BARS) - 1) // highest)] for count in known.histogram)
     print_facts(
@@ -68,10 +84,28 @@ def neuron_command(
             "fires for": f"{known.fires} memories ({known.fire_rate:.1%})",
             "activation": f"mean {known.mean:.3f}, largest {known.maximum:.3f}",
             "histogram": f"0 |{bars}| {known.maximum:.3f}",
-            "category AUC": {name: f"{auc:.2f}" for name, auc in known.categories.items()},
+            "months": {month: str(n) for month, n in [*known.months.items()][-MONTHS:]},
+            "fires with": {
+                f"N{one.neuron} {names.get(one.neuron, '')}".strip(): f"{one.lift:.1f} x by chance"
+                for one in known.company[:NEIGHBOURS]
+            },
         }
     )
-    print_hits(known.top, as_json=False, why=False)
+    if known.tells:
+        rows = [
+            [
+                one_line(one.category),
+                f"{one.auc:.2f}",
+                f"{one.lift:.2f}",
+                f"{one.precision:.2f}",
+                f"{one.adjusted_p:.1g}",
+            ]
+            for one in known.tells
+        ]
+        print_table(["category", "AUC", "lift", "precision@20", "adjusted p"], rows)
+    for title, hits in (("strongest", known.top), ("one of each tenth", known.strata)):
+        click.echo(click.style(title, bold=True))
+        print_hits(hits, as_json=False, why=False)
 
 
 def labelled(known: Neuron) -> str:
@@ -174,12 +208,10 @@ def print_fired(fires: Sequence[Fired]) -> None:
 @where_options
 @click.option("-n", "count", default=20, show_default=True, help="How many; 0 for all.")
 @json_option
-def list_command(
-    store: str, category: str | None, where: str | None, count: int, as_json: bool
-) -> None:
+def list_command(store: str, where: Where | None, count: int, as_json: bool) -> None:
     """List memories by id."""
     with reader(store) as opened:
-        found = opened.iter(read_where(where, category))
+        found = opened.iter(where)
         memories = list(found if count == 0 else islice(found, max(count, 0)))
     if as_json:
         print_json([memory.to_dict() for memory in memories])
@@ -187,11 +219,7 @@ def list_command(
     if not memories:
         click.echo("no memories", err=True)
         return
-    rows = [
-        [str(m.id), one_line(m.key or "-"), one_line(m.category or "-"), one_line(m.text)]
-        for m in memories
-    ]
-    print_table(["id", "key", "category", "text"], rows)
+    print_memories(memories)
 
 
 @click.command("stats")

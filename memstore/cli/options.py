@@ -6,15 +6,15 @@ import json
 import math
 import re
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from memstore.errors import InvalidFilter
+from memstore.hits import Hits
 from memstore.store import MemoryStore
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Finite(click.FloatRange):
@@ -28,19 +28,40 @@ class Finite(click.FloatRange):
         return found
 
 
+#: Hits among which diverse ones are chosen, a hit asked for.
+DIVERSE = 10
+
 store_argument = click.argument("store", type=click.Path(dir_okay=False))
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+diverse_option = click.option(
+    "--diverse", is_flag=True, help="Of ten times as many, the hits that between them say most."
+)
 k_option = click.option("-k", default=10, show_default=True, help="How many hits.")
 why_option = click.option("--why", is_flag=True, help="Say why each hit was found.")
 half_life_option = click.option("--half-life", help="Halve scores with every such span: 90d, 12h.")
 
 
-def where_options(command: F) -> F:
-    """Add ``--where`` and ``--category``."""
-    command = click.option(
-        "--where", metavar="JSON", help="""Filter, e.g. '{"mood": {"$gte": 3}}'."""
-    )(command)
-    return click.option("--category", help="Only this category.")(command)
+def where_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--where``, ``--holds`` and ``--category``; the command gets one filter, ``where``."""
+
+    @wraps(command)
+    def collected(where: str | None, holds: str | None, category: str | None, **others: Any) -> Any:
+        return command(where=read_where(where, holds, category), **others)
+
+    for option in (
+        click.option("--where", metavar="JSON", help="""Filter, e.g. '{"mood": {"$gte": 3}}'."""),
+        click.option(
+            "--holds", metavar="EXPR", help="Only what this neuron expression or lens finds."
+        ),
+        click.option("--category", help="Only this category."),
+    ):
+        collected = option(collected)
+    return collected
+
+
+def varied(store: MemoryStore, ask: Callable[[int], Hits], k: int, diverse: bool) -> Hits:
+    """Return the k hits that ``ask`` gives, or the most diverse among ten times as many."""
+    return store.diverse(ask(DIVERSE * k), k) if diverse else ask(k)
 
 
 def read_neuron(text: str) -> int | str:
@@ -49,9 +70,9 @@ def read_neuron(text: str) -> int | str:
     return int(match[1]) if match else text
 
 
-def read_where(where: str | None, category: str | None) -> dict[str, Any] | None:
-    """Return the filter that ``--where`` and ``--category`` ask for together."""
-    parts = []
+def read_where(where: str | None, holds: str | None, category: str | None) -> dict[str, Any] | None:
+    """Return the filter that ``--where``, ``--holds`` and ``--category`` ask for together."""
+    parts: list[dict[str, Any]] = []
     if where is not None:
         try:
             parts.append(json.loads(where))
@@ -59,6 +80,8 @@ def read_where(where: str | None, category: str | None) -> dict[str, Any] | None
             raise InvalidFilter(
                 f"--where is not JSON ({error}): write it like --where '{{\"mood\": 3}}'"
             ) from error
+    if holds is not None:
+        parts.append({"$holds": holds})
     if category is not None:
         parts.append({"category": category})
     if not parts:

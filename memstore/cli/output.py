@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from memstore.hits import Hits
+from memstore.types import Memory
 
 #: Width where stdout is no terminal and COLUMNS says nothing.
 WIDTH = 100
@@ -55,6 +56,15 @@ def print_hits(hits: Hits, *, as_json: bool, why: bool) -> None:
             for hit in hits
         ]
         print_table(["id", "score", "category", "text"], rows)
+
+
+def print_memories(memories: Sequence[Memory]) -> None:
+    """Print memories as a table."""
+    rows = [
+        [str(m.id), one_line(m.key or "-"), one_line(m.category or "-"), one_line(m.text)]
+        for m in memories
+    ]
+    print_table(["id", "key", "category", "text"], rows)
 
 
 def one_line(text: str) -> str:

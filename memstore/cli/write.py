@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import islice
 from pathlib import Path
 
 import click
 
-from memstore.cli.options import json_option, read_where, store_argument, where_options, writer
-from memstore.cli.output import print_result
+from memstore.cli.options import json_option, reader, store_argument, where_options, writer
+from memstore.cli.output import print_json, print_memories, print_result
 from memstore.errors import InvalidMetadata, StoreError
+from memstore.novelty import Novelty
 from memstore.store import MemoryStore
+from memstore.view import Where
+
+#: Memories shown of those that would be deleted.
+SHOWN = 10
 
 
 @click.command("init")
@@ -41,6 +47,7 @@ def init_command(store: str, sae: Path | None, embedder: str | None, as_json: bo
 @click.option("--key", help="A name of your own, unique in the store.")
 @click.option("--metadata", metavar="JSON", help="""More facts, e.g. '{"mood": 4}'.""")
 @click.option("--occurred-at", metavar="TIME", help="When it happened, ISO 8601; UTC by default.")
+@click.option("--novelty", is_flag=True, help="Say what is new about it to the store.")
 @json_option
 def insert_command(
     store: str,
@@ -49,6 +56,7 @@ def insert_command(
     key: str | None,
     metadata: str | None,
     occurred_at: str | None,
+    novelty: bool,
     as_json: bool,
 ) -> None:
     """Store TEXT ("-" reads stdin) and print its id."""
@@ -58,37 +66,72 @@ def insert_command(
         raise InvalidMetadata(f"--metadata is not JSON ({error}): quote it in the shell") from error
     narrative = sys.stdin.read().strip() if text == "-" else text
     with writer(store) as opened:
+        found = opened.novelty(narrative) if novelty else None
         memory_id = opened.insert(
             narrative, category=category, key=key, metadata=facts, occurred_at=occurred_at
         )
-    print_result(str(memory_id), {"id": memory_id}, as_json=as_json)
+    if found is None:
+        print_result(str(memory_id), {"id": memory_id}, as_json=as_json)
+    elif as_json:
+        print_json({"id": memory_id, "novelty": found.to_dict()})
+    else:
+        click.echo(str(memory_id))
+        tell_novelty(found)
+
+
+def tell_novelty(found: Novelty) -> None:
+    """Print what is new about a text."""
+    for one in found.first:
+        click.echo(f"first time: N{one.neuron} {one.label or '(no label)'}, {one.share:.0%}")
+    if found.unexplained is not None:
+        beyond = "" if found.rank is None else f", more than of {found.rank:.0%} of the newest"
+        click.echo(f"{found.unexplained:.0%} of it no neuron says{beyond}")
+    if found.nearest is not None:
+        memory_id, cosine = found.nearest
+        click.echo(f"nearest: memory {memory_id}, cosine {cosine:.2f}")
 
 
 @click.command("delete")
 @store_argument
 @click.argument("ids", type=int, nargs=-1)
 @where_options
+@click.option("--dry-run", is_flag=True, help="Say what would be deleted, and delete nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask before deleting by filter.")
 @json_option
 def delete_command(
     store: str,
     ids: tuple[int, ...],
-    category: str | None,
-    where: str | None,
+    where: Where | None,
+    dry_run: bool,
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Delete memories by IDS, or by --where or --category."""
-    condition = read_where(where, category)
-    if bool(ids) == (condition is not None):
-        raise click.UsageError("name either ids or a filter (--where, --category)")
+    """Delete memories by IDS, or by --where, --holds or --category."""
+    if bool(ids) == (where is not None):
+        raise click.UsageError("name either ids or a filter (--where, --holds, --category)")
     if not Path(store).exists():
         raise StoreError(f"no store at {store}: check the path")
+    wanted = {"id": {"$in": list(ids)}} if where is None else where
+    if dry_run:
+        with reader(store) as opened:
+            show_doomed(opened, wanted, as_json)
+        return
     with writer(store) as opened:
-        if condition is None:
+        if where is None:
             removed = opened.delete(ids)
         else:
             if not yes:
-                click.confirm(f"Delete {opened.count(condition)} memories?", abort=True, err=True)
-            removed = opened.delete_where(condition)
+                click.confirm(f"Delete {opened.count(where)} memories?", abort=True, err=True)
+            removed = opened.delete_where(where)
     print_result(f"{removed} deleted", {"deleted": removed}, as_json=as_json)
+
+
+def show_doomed(store: MemoryStore, where: Where, as_json: bool) -> None:
+    """Print how many memories a deletion would take, and the first of them."""
+    count, first = store.count(where), list(islice(store.iter(where), SHOWN))
+    if as_json:
+        print_json({"would_delete": count, "first": [memory.to_dict() for memory in first]})
+        return
+    click.echo(f"{count} would be deleted" + (", these first:" if count > len(first) else ""))
+    if first:
+        print_memories(first)

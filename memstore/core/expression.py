@@ -113,31 +113,45 @@ class Expression:
             raise InvalidExpression("an empty expression asks nothing: name at least one neuron")
         return expression
 
-    def resolve(self, number: Callable[[str], int], width: int) -> NeuronQuery:
-        """Return the query over neuron numbers, ``number`` giving that of a name.
+    def resolve(self, known: Callable[[str], int | Expression], width: int) -> NeuronQuery:
+        """Return the query over neuron numbers.
 
-        It is asked once a name. Raises ``UnknownNeuron`` for a number outside 0..width-1.
+        ``known`` is asked once a name: for the number of a neuron, or for the expression of a lens,
+        which comes in with all its terms. Raises ``UnknownNeuron`` for a number outside
+        0..width-1, ``InvalidExpression`` for a bound on a lens.
         """
-        number_of = cache(number)
+        meant = cache(known)
 
-        def known(ref: NeuronRef) -> int:
-            neuron = number_of(ref) if isinstance(ref, str) else int(ref)
-            if not 0 <= neuron < width:
+        def number(ref: int | np.integer[Any]) -> int:
+            if not 0 <= ref < width:
                 raise UnknownNeuron(
-                    f"neuron {neuron} does not exist: this store's encoder has neurons 0 to "
+                    f"neuron {ref} does not exist: this store's encoder has neurons 0 to "
                     f"{width - 1}"
                 )
-            return neuron
+            return int(ref)
 
         weights: dict[int, float] = {}
+        conditions: list[Condition] = []
         for ref, weight in self.terms:
-            neuron = known(ref)
-            weights[neuron] = weights.get(neuron, 0.0) + weight
+            found = meant(ref) if isinstance(ref, str) else ref
+            lens = found if isinstance(found, Expression) else Expression(((found, 1.0),))
+            for own, factor in lens.terms:
+                neuron = number(own)  # type: ignore[arg-type]  # a lens is of numbers
+                weights[neuron] = weights.get(neuron, 0.0) + weight * factor
+            conditions += lens.conditions
+        for condition in self.conditions:
+            found = (
+                meant(condition.neuron) if isinstance(condition.neuron, str) else condition.neuron
+            )
+            if isinstance(found, Expression):
+                raise InvalidExpression(
+                    f"{spell(condition.neuron)} is a lens, and a condition bounds one neuron: "
+                    "filter by a lens with where={'$holds': name}"
+                )
+            conditions.append(Condition(number(found), condition.op, condition.threshold))
         return NeuronQuery(
             terms=tuple(sorted((n, float(w)) for n, w in weights.items() if w != 0)),
-            conditions=tuple(
-                Condition(known(c.neuron), c.op, c.threshold) for c in self.conditions
-            ),
+            conditions=tuple(conditions),
         )
 
     def __add__(self, other: Expression) -> Expression:

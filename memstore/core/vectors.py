@@ -8,6 +8,8 @@ from numpy.typing import ArrayLike, NDArray
 from memstore.errors import InvalidVector, StoreDamaged
 from memstore.types import Float32
 
+#: Cosine from which one text nearly repeats another.
+NEAR_COPY = 0.95
 #: Rows checked at a time.
 CHECKED = 8_192
 #: Rows packed at a time: what is made of them stays in a core's cache, which halves the time.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from memstore.core.vectors import NEAR_COPY
 from memstore.experiments import figures
 from memstore.experiments.lab import Lab, Result
 from memstore.sae.config import SAEConfig
@@ -18,7 +19,7 @@ ROWS_SEEN = 400_000
 
 def sweep(lab: Lab) -> Result:
     """Train a TopK SAE for each k and width that the texts can feed; FVU on held-out texts."""
-    held_out = held_out_rows(lab.vectors, 0.1, 0.95, lab.seed)
+    held_out = held_out_rows(lab.vectors, 0.1, NEAR_COPY, lab.seed)
     training, rows = lab.vectors[~held_out], []
     widths = [w for w in WIDTHS if w * FEWEST_TEXTS_A_NEURON <= len(training)][-3:] or [WIDTHS[0]]
     batch = min(1024, max(50, len(training) // 20))

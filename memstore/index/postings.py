@@ -314,6 +314,11 @@ class NeuronIndex:
             np.maximum.at(maxima, living.neurons, values)
         return fires, sums / np.maximum(fires, 1), maxima
 
+    def together(self, neuron: int) -> Int64:
+        """Return for how many live memories each neuron fires together with one."""
+        counts = [scan.together(block, neuron) for block in self.blocks]
+        return np.sum(counts, axis=0, dtype=np.int64) if counts else np.zeros(self.width, np.int64)
+
     def traces(self) -> Traces:
         """Return all live traces, ids ascending."""
         blocks = [block for block in self.blocks if block.live]

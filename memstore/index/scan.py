@@ -17,7 +17,7 @@ from memstore.core.traces import select
 from memstore.errors import IndexDamaged
 from memstore.index.blocks import BLOCK_ROWS, CHUNK_ROWS, Block, Runs, Sums
 from memstore.index.question import Question
-from memstore.types import Float64, Traces
+from memstore.types import Float64, Int64, Traces
 
 Mask = NDArray[np.bool_]
 #: More than float64 can lose by adding up the bounds of one row.
@@ -134,6 +134,18 @@ def reached(block: Block, neuron: int, bound: float) -> NDArray[np.uint32]:
         return np.arange(len(block), dtype=np.uint32)
     check_run(block, block.runs, neuron)
     return np.sort(block.runs.run(neuron, bound)[0]).astype(np.uint32)
+
+
+def together(block: Block, neuron: int) -> Int64:
+    """Return for how many live rows each neuron fires together with one."""
+    rows = reached(block, neuron, 0.0)
+    if block.alive is not None:
+        rows = np.intersect1d(rows, block.living_rows)
+    own = block.read(rows.astype(np.int64))
+    lengths = np.diff(own.indptr)
+    fires = np.zeros(len(own), dtype=bool)
+    fires[np.repeat(np.arange(len(own)), lengths)[own.neurons == neuron]] = True
+    return np.bincount(own.neurons[np.repeat(fires, lengths)], minlength=block.width)
 
 
 # --- checksums ---------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memstore.core import traces as packed
+from memstore.errors import InvalidWeights
 from memstore.sae import weights
 from memstore.sae.config import PROTOTYPES, SAEConfig
 from memstore.types import Float32, Int64, Traces
@@ -112,6 +113,25 @@ class SAE:
         values = self._product(vectors - t["decoder.bias"])
         values += t["encoder.bias"]
         return np.asarray(values, dtype=np.float32)
+
+    @property
+    def decodes_vectors(self) -> bool:
+        """Whether ``decode`` gives back vectors, not a projection of them."""
+        return "projection.weight" not in self.tensors
+
+    def directions(self) -> Float32:
+        """Return the (neurons, d) unit vectors that the neurons stand for: the decoder's columns.
+
+        Raises ``InvalidWeights`` for an SAE that decodes something other than the vector.
+        """
+        if not self.decodes_vectors:
+            raise InvalidWeights(
+                f"the neurons of a {self.config.architecture} stand for directions in its "
+                "projection, not among vectors: ask by='trace'"
+            )
+        columns = self.tensors["decoder.weight"].T.astype(np.float32)
+        lengths = np.linalg.norm(columns, axis=1, keepdims=True)
+        return np.asarray(columns / np.maximum(lengths, 1e-12), dtype=np.float32)
 
     def decode(self, activations: Float32) -> Float32:
         """Return the reconstruction of (n, neurons) activations.

@@ -10,6 +10,7 @@ import pytest
 from soak import outcome
 
 from memstore import MemoryStore
+from memstore.hits import Hits
 from tests.conftest import DIMENSION, make_encoder
 
 ENCODER = make_encoder()
@@ -45,9 +46,15 @@ CALLS: dict[str, Callable[[MemoryStore], object]] = {
     "explain": lambda store: store.explain(1),
     "diff": lambda store: store.diff(1, 1),
     "audit": lambda store: store.audit(),
+    "copies": lambda store: store.copies(1),
+    "novelty": lambda store: store.novelty("parent"),
+    "diverse": lambda store: store.diverse(Hits(), 3),
+    "lenses": lambda store: list(store.lenses),
+    "lenses.save": lambda store: store.lenses.save("lost", "3"),
     "explain_query": lambda store: store.explain_query("+3"),
     "neurons": lambda store: store.neurons[3],
     "neurons.label": lambda store: store.neurons.label(3, "lost"),
+    "neurons.alike": lambda store: store.neurons.alike(3),
     "neurons.labels": lambda store: store.neurons.labels(),
     "neurons.of": lambda store: store.neurons.of([3]),
     "neurons.made": lambda store: store.neurons.made(),
