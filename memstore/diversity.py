@@ -23,11 +23,11 @@ def diverse(searcher: Searcher, hits: Hits, k: int, cover: float) -> Hits:
     check_k(k)
     if not isinstance(cover, int | float) or not 0 <= cover <= 1:
         raise InvalidQuery(f"cover={brief(cover)}: 0 goes by nearness alone, 1 by coverage alone")
-    if not hits:
-        return hits
     with searcher.view() as view:
         fired = view.traces(np.sort(np.array(hits.ids, dtype=np.int64)))
         rarity = searcher.ask(view, lambda index: idf(index.fires, len(index)))
+    if not hits:
+        return hits
     said = np.zeros((len(hits), len(rarity)))
     for row, memory_id in enumerate(hits.ids):
         if memory_id in fired:  # it may have been deleted since

@@ -114,11 +114,21 @@ class Reader(OpenStore):
 
     # --- queries ---------------------------------------------------------------------------
 
-    def top(self, neuron: int | str, k: int = 10, *, where: Where | None = None) -> Hits:
-        """Return the k memories for which one neuron (number or label) fires strongest."""
+    def top(
+        self,
+        neuron: int | str,
+        k: int = 10,
+        *,
+        where: Where | None = None,
+        fetch: bool = True,
+    ) -> Hits:
+        """Return the k memories for which one neuron (number or label) fires strongest.
+
+        ``fetch`` as for ``composite``.
+        """
         self._open_database()
         reference = int(neuron) if isinstance(neuron, np.integer) else neuron
-        return self._searcher.composite({reference: 1.0}, k, where, 0.0, None)
+        return self._searcher.composite({reference: 1.0}, k, where, 0.0, None, None, fetch)
 
     def composite(
         self,
@@ -129,6 +139,7 @@ class Reader(OpenStore):
         min_score: float | None = 0.0,
         half_life: str | timedelta | None = None,
         by: Scoring | None = None,
+        fetch: bool = True,
     ) -> Hits:
         """Return the k best of a neuron expression: ``N[15] - N[5]``, "+15 -5" or {15: 1, 5: -1}.
 
@@ -141,10 +152,14 @@ class Reader(OpenStore):
         directions (``SAE.directions``), weighted; the k nearest as ``search`` finds them. A lens
         alone goes by what it was made for, everything else "trace".
 
+        ``fetch=False`` reads no memory: ``ids`` and ``scores`` are there in half the time, and a
+        hit that is looked at is read then, as its memory is by then (``MemoryNotFound`` where it
+        was deleted).
+
         Raises ``InvalidExpression`` with the position, ``UnknownNeuron``, ``InvalidFilter``.
         """
         self._open_database()
-        return self._searcher.composite(expression, k, where, min_score, half_life, by)
+        return self._searcher.composite(expression, k, where, min_score, half_life, by, fetch)
 
     def search(  # noqa: PLR0913 - the words of a search; all but text and k by name only
         self,

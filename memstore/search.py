@@ -105,8 +105,12 @@ class Searcher:
         min_score: float | None,
         half_life: str | timedelta | None,
         by: Scoring | None = None,
+        fetch: bool = True,
     ) -> Hits:
-        """Return the k best of a neuron expression; a lens alone goes by what it was made for."""
+        """Return the k best of a neuron expression; a lens alone goes by what it was made for.
+
+        Without ``fetch`` hits are read from the catalog when somebody looks at them.
+        """
         check_k(k)
         if min_score is not None and min_score != 0:
             check_number(min_score, "min_score")
@@ -115,10 +119,11 @@ class Searcher:
         fading = check_half_life(half_life)
         if by != "dense":
             with self.view() as view:
-                lens = view.lens(expression) if by is None else None
+                whole = view.whole(expression)
+                lens = view.lens(whole) if by is None else None
                 if lens is None or lens.by == "trace":
-                    query = view.resolve(expression)
-                    return self._firing(view, query, k, where, min_score, fading)
+                    query = view.resolve(whole)
+                    return self._firing(view, query, k, where, min_score, fading, fetch)
         return directions.pointing(self, expression, k, where, min_score, half_life)
 
     def _firing(
@@ -129,6 +134,7 @@ class Searcher:
         where: Where | None,
         min_score: float | None,
         fading: float | None,
+        fetch: bool,
     ) -> Hits:
         selected = view.selected(where)
         began = time.perf_counter()
@@ -137,12 +143,24 @@ class Searcher:
             if fading is None:
                 found = index.composite(query, k, selected, min_score)
                 view.note("neurons", found.work, began)
+                if not fetch:
+                    return reasons.fetched_later(found.ranked, lambda: self._fetched(query, found))
                 return self.composite_hits(view, query, found)
             everyone = index.candidates(query, selected, min_score)
             view.note_rows("neurons", "every candidate, to fade", len(everyone), began)
             return self.composite_hits(view, query, best(view.fade(everyone, fading), k))
 
         return self.ask(view, answer)
+
+    def _fetched(self, query: NeuronQuery, found: Found) -> Hits:
+        """Return the hits of an answer as their memories are now."""
+        with self.view() as view:
+            try:
+                return self.composite_hits(view, query, found)
+            except IndexDamaged as error:
+                raise MemoryNotFound(
+                    "a memory among these hits was deleted since they were found: ask again"
+                ) from error
 
     def condition(
         self, where: Where | None, changes: list[int] | None = None

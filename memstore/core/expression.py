@@ -10,7 +10,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -120,35 +119,30 @@ class Expression:
         which comes in with all its terms. Raises ``UnknownNeuron`` for a number outside
         0..width-1, ``InvalidExpression`` for a bound on a lens.
         """
-        meant = cache(known)
-
-        def number(ref: int | np.integer[Any]) -> int:
-            if not 0 <= ref < width:
-                raise UnknownNeuron(
-                    f"neuron {ref} does not exist: this store's encoder has neurons 0 to "
-                    f"{width - 1}"
-                )
-            return int(ref)
-
+        names = {ref for ref, _ in self.terms} | {condition.neuron for condition in self.conditions}
+        meant = {ref: known(ref) for ref in names if isinstance(ref, str)}
         weights: dict[int, float] = {}
         conditions: list[Condition] = []
         for ref, weight in self.terms:
-            found = meant(ref) if isinstance(ref, str) else ref
-            lens = found if isinstance(found, Expression) else Expression(((found, 1.0),))
-            for own, factor in lens.terms:
-                neuron = number(own)  # type: ignore[arg-type]  # a lens is of numbers
-                weights[neuron] = weights.get(neuron, 0.0) + weight * factor
-            conditions += lens.conditions
+            found = meant[ref] if isinstance(ref, str) else ref
+            if isinstance(found, Expression):
+                conditions += found.conditions
+                terms = [(own, weight * factor) for own, factor in found.terms]
+            else:
+                terms = [(found, weight)]
+            for own, share in terms:
+                neuron = numbered(own, width)
+                weights[neuron] = weights.get(neuron, 0.0) + share
         for condition in self.conditions:
-            found = (
-                meant(condition.neuron) if isinstance(condition.neuron, str) else condition.neuron
-            )
+            ref = condition.neuron
+            found = meant[ref] if isinstance(ref, str) else ref
             if isinstance(found, Expression):
                 raise InvalidExpression(
-                    f"{spell(condition.neuron)} is a lens, and a condition bounds one neuron: "
-                    "filter by a lens with where={'$holds': name}"
+                    f"{spell(ref)} is a lens, and a condition bounds one neuron: filter by a lens "
+                    "with where={'$holds': name}"
                 )
-            conditions.append(Condition(number(found), condition.op, condition.threshold))
+            number = numbered(found, width)
+            conditions.append(Condition(number, condition.op, condition.threshold))
         return NeuronQuery(
             terms=tuple(sorted((n, float(w)) for n, w in weights.items() if w != 0)),
             conditions=tuple(conditions),
@@ -233,6 +227,16 @@ def spell(ref: NeuronRef) -> str:
     if isinstance(ref, str):
         return "'" + ref.replace("\\", "\\\\").replace("'", "\\'") + "'"
     return str(ref)
+
+
+def numbered(ref: NeuronRef, width: int) -> int:
+    """Return the number of a neuron. Raises ``UnknownNeuron`` outside 0..width-1."""
+    number = int(ref)
+    if not 0 <= number < width:
+        raise UnknownNeuron(
+            f"neuron {ref} does not exist: this store's encoder has neurons 0 to {width - 1}"
+        )
+    return number
 
 
 def check_ref(ref: object) -> None:
