@@ -19,7 +19,11 @@ from memstore.types import Traces
 
 
 class MemstoreEngine(Engine):
-    """The product through its public door; a query here also fetches texts and reasons."""
+    """The product through its public door.
+
+    A neuron query answers with ids and scores, as peers do; a dense one also reads texts and
+    metadata. What reading them adds to a neuron query: scale.py.
+    """
 
     name, kinds, holds = "memstore", SPARSE, "texts, vectors, traces"
 
@@ -44,7 +48,7 @@ class MemstoreEngine(Engine):
 
     def sparse(self, weights: Mapping[int, float], k: int) -> Found:
         query: Any = dict(weights)
-        return pairs(self.store.composite(query, k))
+        return pairs(self.store.composite(query, k, fetch=False))
 
     def dense(self, vector: Float32, k: int, below: int | None) -> Found:
         if self.near is None:
@@ -54,7 +58,7 @@ class MemstoreEngine(Engine):
 
 
 def pairs(hits: Hits) -> Found:
-    """Return (row, score), which is all that peers answer with; texts and shares are read too."""
+    """Return (row, score), which is all that peers answer with."""
     return [(i - 1, score) for i, score in zip(hits.ids, hits.scores, strict=True)]
 
 

@@ -12,13 +12,16 @@ from memstore.core.traces import idf
 from memstore.errors import InvalidQuery, brief
 from memstore.hits import Hits
 from memstore.search import Searcher, check_k
+from memstore.types import Float64
 
 
 def diverse(searcher: Searcher, hits: Hits, k: int, cover: float) -> Hits:
     """Return k of these hits, chosen for nearness and for what they add, in the order chosen.
 
-    Coverage of a choice: over the neurons that fire for any of the hits, each weighed by its IDF in
-    the store, the largest activation among those chosen, as a share of the largest of all.
+    What a choice covers: over the neurons that fire for any of the hits, each weighed by its IDF in
+    the store, the largest activation among those chosen by the largest of all, summed up; as a
+    share of what k hits cover that are chosen for this alone. Nearness is the mean of the scores,
+    brought to 0 to 1.
     """
     check_k(k)
     if not isinstance(cover, int | float) or not 0 <= cover <= 1:
@@ -34,19 +37,25 @@ def diverse(searcher: Searcher, hits: Hits, k: int, cover: float) -> Hits:
             own = fired[memory_id]
             said[row, own.neurons] = own.activations
     concepts = np.flatnonzero(said.any(axis=0))
-    said, weights = said[:, concepts], rarity[concepts]
-    largest = said.max(axis=0, initial=0.0)
-    gains = said / np.where(largest > 0, largest, 1.0) * weights / max(float(weights.sum()), 1e-12)
+    shares = said[:, concepts] / said[:, concepts].max(axis=0) * rarity[concepts]
     scores = np.array(hits.scores)
-    span = float(scores[0] - scores[-1])
-    near = (scores - scores[-1]) / span if span > 0 else np.ones(len(scores))
+    span = float(scores.max() - scores.min())
+    near = (scores - scores.min()) / span if span > 0 else np.ones(len(scores))
+    count = min(k, len(hits))
+    most = shares[greedy(np.zeros(len(near)), shares, count)].max(axis=0).sum() or 1.0
+    return Hits(
+        hits[row] for row in greedy((1 - cover) * near / count, cover * shares / most, count)
+    )
+
+
+def greedy(near: Float64, shares: Float64, count: int) -> list[int]:
+    """Return so many rows, one after another the one that adds most: ``near`` and new shares."""
     chosen: list[int] = []
-    covered = np.zeros(gains.shape[1])
-    for _ in range(min(k, len(hits))):
-        added = np.maximum(gains, covered).sum(axis=1) - covered.sum()
-        value = (1 - cover) * near / min(k, len(hits)) + cover * added
+    covered = np.zeros(shares.shape[1])
+    for _ in range(count):
+        value = near + np.maximum(shares, covered).sum(axis=1) - covered.sum()
         value[chosen] = -np.inf
         best = int(np.argmax(value))
         chosen.append(best)
-        covered = np.maximum(covered, gains[best])
-    return Hits(hits[row] for row in chosen)
+        covered = np.maximum(covered, shares[best])
+    return chosen

@@ -444,7 +444,7 @@ def test_diverse_hits_are_among_ten_times_as_many(store):
     [
         ("memstore top diary.db grie", "plain,grief"),
         ("memstore composite diary.db +grief\\ -rout", "plain,+grief -routine"),
-        ("memstore composite diary.db \"0.5*'crying and\"", "plain,0.5*'crying and tears'"),
+        ('memstore composite diary.db "0.5*\'crying and"', "plain,0.5*'crying and tears'"),
         ("memstore neuron diary.db laughin", "plain,laughing"),
     ],
 )
