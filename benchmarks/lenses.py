@@ -22,7 +22,7 @@ from sklearn.preprocessing import StandardScaler
 
 from memstore import MemoryStore
 from memstore.files import read_rows
-from memstore.search import Scoring
+from memstore.options import Scoring
 
 #: (by, neurons)
 LENSES: tuple[tuple[Scoring, int], ...] = (("dense", 5), ("dense", 10), ("trace", 5), ("trace", 20))

@@ -20,6 +20,7 @@ from memstore.encoder import Encoder
 from memstore.errors import InvalidExpression
 from memstore.hits import Hits
 from memstore.nearness import Axes, Question
+from memstore.options import Options
 from memstore.view import Query, View, Where
 
 if TYPE_CHECKING:
@@ -35,12 +36,13 @@ def pointing(
     half_life: str | timedelta | None,
 ) -> Hits:
     """Return the k memories whose vectors point farthest the way of an expression."""
-    from memstore.search import Options
 
-    with searcher.view() as view:
-        query, record = view.resolve(expression, "dense"), view.encoder
-    axes = axes_of(searcher.load_encoder(record), query)
-    question = Question("", axes.direction, None, axes=axes)
+    def question() -> Question:
+        with searcher.view() as view:
+            query, record = view.resolve(expression, "dense"), view.encoder
+        axes = axes_of(searcher.load_encoder(record), query)
+        return Question(record.fingerprint, "", axes.direction, None, axes=axes)
+
     hits = searcher.near(question, k, where, Options(half_life=half_life))
     if min_score is None:
         return hits

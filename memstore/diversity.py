@@ -11,7 +11,8 @@ import numpy as np
 from memstore.core.traces import idf
 from memstore.errors import InvalidQuery, brief
 from memstore.hits import Hits
-from memstore.search import Searcher, check_k
+from memstore.options import check_k
+from memstore.search import Searcher
 from memstore.types import Float64
 
 

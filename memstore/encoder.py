@@ -15,6 +15,7 @@ from memstore.errors import RENEW, EncoderMismatch, InvalidWeights
 from memstore.types import Embedder, Float32, Traces
 
 if TYPE_CHECKING:
+    from memstore.catalog.neurons import EncoderRecord
     from memstore.sae.encode import SAE
 
 
@@ -102,6 +103,14 @@ class Encoder:
     def neurons(self) -> int:
         """Number of neurons."""
         return self.sae.config.neurons
+
+    def record(self) -> EncoderRecord:
+        """Return what a store writes down of it; the catalog gives the id."""
+        from memstore.catalog.neurons import EncoderRecord
+
+        return EncoderRecord(
+            0, self.fingerprint, self.name, self.dimension, self.neurons, self.config
+        )
 
     def require(self, fingerprint: str, name: str) -> Encoder:
         """Return self, or raise ``EncoderMismatch`` unless this is the store's own encoder."""

@@ -43,10 +43,7 @@
 import reprlib
 
 #: How a store gets another encoder.
-RENEW = (
-    "export its memories and import them into a new store "
-    "(memstore export STORE all.jsonl; memstore import NEW all.jsonl)"
-)
+RENEW = "move the store to another encoder (memstore reencode STORE)"
 
 
 class _Brief(reprlib.Repr):

@@ -233,10 +233,13 @@ class Vectors:
 def usable(index: NeuronIndex | None, now: Moment) -> bool:
     """Return whether an index can be followed up to a moment.
 
-    Not where the log of deletions was cleared since, nor from a future that never came.
+    Not where the log of deletions was cleared since, where the store has moved to another encoder,
+    nor from a future that never came.
     """
-    return index is not None and (
-        index.change == 0 or now.state.log_floor <= index.change <= now.state.change
+    return (
+        index is not None
+        and index.width == now.encoder.neurons
+        and (index.change == 0 or now.state.log_floor <= index.change <= now.state.change)
     )
 
 

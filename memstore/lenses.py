@@ -16,8 +16,9 @@ from memstore.directions import axes_of
 from memstore.errors import InvalidInput, UnknownNeuron, brief
 from memstore.neurons import lens as learning
 from memstore.neurons.lens import lenses_of
+from memstore.options import Scoring
 from memstore.rows import check_label, check_name, now
-from memstore.search import Scoring, Searcher
+from memstore.search import Searcher
 from memstore.types import Float64, Lens
 from memstore.view import Query, lens_called
 
@@ -82,7 +83,7 @@ class Lenses:
         if by == "dense":
             axes_of(self._searcher.load_encoder(record), query)
         spelled = str(Expression(query.terms, query.conditions))
-        return self._save(Lens(called(name), spelled, by, float(threshold)))
+        return self._save(Lens(called(name), spelled, by, float(threshold)), record)
 
     def learn(
         self,
@@ -137,13 +138,14 @@ class Lenses:
                 threshold=bound if by == "dense" else max(bound, 0.0),
                 grade=round(learning.grade(values, inside, neurons, seed, positive), 4),
                 category=category,
-            )
+            ),
+            record,
         )
 
-    def _save(self, lens: Lens) -> Lens:
+    def _save(self, lens: Lens, record: EncoderRecord) -> Lens:
         moment = now()
         with self._database.write() as tx:
-            record = neurons.require_encoder(tx.connection)
+            neurons.require_still(tx.connection, record)
             owner = neurons.number_of_label(tx.connection, record.id, lens.name)
             if owner is not None:
                 raise InvalidInput(

@@ -61,10 +61,11 @@ class Axes:
 class Question:
     """What a nearness query is near to. With a trace it goes by traces, else by vectors.
 
-    ``without`` is a memory to leave out: the one that was asked about. ``axes`` are the neurons
-    that the vector is made of, where it is of some.
+    ``fingerprint`` is that of the encoder it is of. ``without`` is a memory to leave out: the one
+    that was asked about. ``axes`` are the neurons that the vector is made of, where it is of some.
     """
 
+    fingerprint: str
     text: str
     vector: Float32
     trace: Trace | None

@@ -20,9 +20,10 @@ from memstore.core.ranking import Ranked, best
 from memstore.errors import InvalidInput, brief
 from memstore.neurons.dictionary import Entry, Names, dictionary_of, find
 from memstore.neurons.statistics import company, histogram, strata, tellings
+from memstore.options import check_k
 from memstore.progress import Report
 from memstore.rows import check_label
-from memstore.search import Searcher, check_k
+from memstore.search import Searcher
 from memstore.types import Int64, Neuron
 from memstore.view import View, lens_called
 
@@ -103,9 +104,10 @@ class Neurons:
             raise InvalidInput(f"grade {brief(grade)}: use a number from 0 to 1")
         name = check_label(name)
         with self._searcher.view() as view:
-            number = view.number(neuron)
+            number, record = view.number(neuron), view.encoder
         with self._database.write() as tx:
-            encoder_id = neurons.require_encoder(tx.connection).id
+            neurons.require_still(tx.connection, record)
+            encoder_id = record.id
             owner = None
             if name is not None:
                 owner = neurons.number_of_label(tx.connection, encoder_id, name)
@@ -152,11 +154,13 @@ class Neurons:
         from memstore import labelling
 
         with self._searcher.view() as view:
-            encoder = self._searcher.load_encoder(view.encoder)
-            texts, vectors, traces = labelling.material(view.connection, view.encoder)
+            record = view.encoder
+            encoder = self._searcher.load_encoder(record)
+            texts, vectors, traces = labelling.material(view.connection, record)
         made = labelling.make_labels(texts, vectors, traces, encoder, report)
         with self._database.write() as tx:
-            labelling.store_labels(tx.connection, neurons.require_encoder(tx.connection).id, made)
+            neurons.require_still(tx.connection, record)
+            labelling.store_labels(tx.connection, record.id, made)
         return made
 
     def plan_labels(

@@ -41,7 +41,8 @@ class OpenStore:
 
     def __init__(self, database: Database, encoder: Encoder | None) -> None:
         self._database: Database | None = database
-        self._encoder = encoder
+        #: Encoders by fingerprint: the store's own, and one that it moves to.
+        self._encoders = {} if encoder is None else {encoder.fingerprint: encoder}
         self._loading = threading.Lock()
         folder = None if database.path is None else layout.index_folder(database.path)
         self._indices = Indices(folder)
@@ -122,11 +123,14 @@ class OpenStore:
     def _load_encoder(self, record: EncoderRecord) -> Encoder:
         """Return the store's encoder, loaded once and checked against its fingerprint."""
         with self._loading:
-            if self._encoder is None:
+            known = self._encoders.get(record.fingerprint)
+            if known is None:
                 from memstore.encoder import Encoder
 
-                self._encoder = Encoder.from_config(record.config)
-            return self._encoder.require(record.fingerprint, record.name)
+                loaded = Encoder.from_config(record.config)
+                known = loaded.require(record.fingerprint, record.name)
+                self._encoders[known.fingerprint] = known
+            return known
 
     def _repeated(self, vectors: Float32) -> dict[int, tuple[int, float]]:
         from memstore import links
@@ -183,15 +187,5 @@ def prepare(database: Database, encoder: Encoder | None) -> Encoder | None:
     chosen = encoder or Encoder.default()
     with database.write() as tx:
         if neurons.active_encoder(tx.connection) is None:
-            neurons.register_encoder(
-                tx.connection,
-                EncoderRecord(
-                    0,
-                    chosen.fingerprint,
-                    chosen.name,
-                    chosen.dimension,
-                    chosen.neurons,
-                    chosen.config,
-                ),
-            )
+            neurons.register_encoder(tx.connection, chosen.record())
     return chosen

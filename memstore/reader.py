@@ -15,8 +15,8 @@ from memstore.errors import InvalidQuery, MemoryNotFound, brief
 from memstore.hits import Hits
 from memstore.neuron_view import Neurons
 from memstore.opening import OpenStore
+from memstore.options import By, Options, Scoring
 from memstore.rows import check_id, check_name, check_text
-from memstore.search import By, Options, Scoring
 from memstore.types import Explanation, Float32, Memory, Trace, Traces
 from memstore.view import Query, Where
 

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal, TypeVar, get_args
+from typing import TypeVar, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -22,7 +21,7 @@ from memstore.catalog import neurons, traces, words
 from memstore.catalog.engine import Database
 from memstore.catalog.filters import compile_filter
 from memstore.catalog.neurons import EncoderRecord
-from memstore.core.expression import MAX_WEIGHT, NeuronQuery, check_number
+from memstore.core.expression import NeuronQuery, check_number
 from memstore.core.ranking import Ranked, best
 from memstore.core.vectors import unit_vectors
 from memstore.encoder import Encoder
@@ -32,16 +31,12 @@ from memstore.index.postings import NeuronIndex
 from memstore.index.question import Found
 from memstore.indices import Indices, Moment
 from memstore.nearness import Near, Question
+from memstore.options import By, Options, Scoring, check_k
 from memstore.rows import check_half_life, check_text
 from memstore.types import Explanation, Step
 from memstore.view import Filters, Query, View, Where
 
-By = Literal["dense", "trace", "hybrid", "words"]
-#: What a neuron expression may be asked of: activations stored, or vectors.
-Scoring = Literal["trace", "dense"]
 T = TypeVar("T")
-
-MAX_K = 1_000_000
 
 
 class Searcher:
@@ -219,8 +214,7 @@ class Searcher:
         options.check(by)
         if by == "words":
             return self._words(text, k, where, options)
-        question = self._question(text, by)
-        return self.near(question, k, where, options, hybrid=by == "hybrid")
+        return self.near(lambda: self._question(text, by), k, where, options, hybrid=by == "hybrid")
 
     def similar(
         self, memory_id: int, k: int, by: By, where: Where | None, options: Options
@@ -230,24 +224,32 @@ class Searcher:
         if by not in ("dense", "trace"):
             raise InvalidQuery(f"by={brief(by)}: similar() goes by 'dense' or 'trace'")
         options.check(by)
-        with self.view() as view:
-            found, vectors = traces.vectors_by_ids(
-                view.connection, view.encoder.id, [memory_id], view.encoder.dimension
-            )
-            fired = view.traces(np.array([memory_id], dtype=np.int64))
-        if not found:
-            raise MemoryNotFound(f"no memory has id {memory_id}: `list` shows which there are")
-        trace = fired[memory_id] if by == "trace" else None
-        question = Question("", vectors[0], trace, without=memory_id)
+
+        def question() -> Question:
+            with self.view() as view:
+                record = view.encoder
+                found, vectors = traces.vectors_by_ids(
+                    view.connection, record.id, [memory_id], record.dimension
+                )
+                fired = view.traces(np.array([memory_id], dtype=np.int64))
+            if not found:
+                raise MemoryNotFound(f"no memory has id {memory_id}: `list` shows which there are")
+            trace = fired[memory_id] if by == "trace" else None
+            return Question(record.fingerprint, "", vectors[0], trace, without=memory_id)
+
         return self.near(question, k, where, options)
 
     def by_vector(self, vector: ArrayLike, k: int, where: Where | None, options: Options) -> Hits:
         """Return the k memories nearest to a vector."""
         check_k(k)
-        with self.view() as view:
-            dimension = view.encoder.dimension
-        unit = unit_vectors(np.asarray(vector)[None], 1, dimension)[0]
-        return self.near(Question("", unit, None), k, where, options)
+
+        def question() -> Question:
+            with self.view() as view:
+                record = view.encoder
+            unit = unit_vectors(np.asarray(vector)[None], 1, record.dimension)[0]
+            return Question(record.fingerprint, "", unit, None)
+
+        return self.near(question, k, where, options)
 
     def _question(self, text: str, by: By) -> Question:
         with self.view() as view:
@@ -261,36 +263,54 @@ class Searcher:
         if steps is not None:
             elapsed = 1e3 * (time.perf_counter() - began)
             steps.append(Step("encoder", "embed the text", 0, 1, elapsed))
-        return Question(text, vectors[0], trace)
+        return Question(record.fingerprint, text, vectors[0], trace)
 
     def near(
         self,
-        question: Question,
+        ask: Callable[[], Question],
         k: int,
         where: Where | None,
         options: Options,
         hybrid: bool = False,
     ) -> Hits:
-        """Return the k memories nearest to a question."""
+        """Return the k memories nearest to a question.
+
+        ``ask`` makes it, before the transaction, and makes it anew where the store has moved to
+        another encoder between the two.
+        """
         fading = check_half_life(options.half_life)
-        dense = hybrid or question.trace is None
-        with self.view(dense=dense) as view:
-            steer = None if options.steer is None else view.resolve(options.steer)
-            rarity = options.idf is not False and (hybrid or question.trace is not None)
-            near = Near(self, view, question, steer, rarity, fading)
+        while True:
+            question = ask()
+            with self.view(dense=hybrid or question.trace is None) as view:
+                if view.encoder.fingerprint == question.fingerprint:
+                    return self._nearest(view, question, k, where, options, fading, hybrid)
 
-            def answer() -> Hits:
-                return near.fused(k, where, options.weights) if hybrid else near.hits(k, where)
+    def _nearest(
+        self,
+        view: View,
+        question: Question,
+        k: int,
+        where: Where | None,
+        options: Options,
+        fading: float | None,
+        hybrid: bool,
+    ) -> Hits:
+        steer = None if options.steer is None else view.resolve(options.steer)
+        rarity = options.idf is not False and (hybrid or question.trace is not None)
+        near = Near(self, view, question, steer, rarity, fading)
 
-            try:
-                return answer()
-            except IndexDamaged as error:
-                # Whichever was asked may have named memories that are not there.
-                if dense:
-                    self.indices.distrust_vectors()
-                if question.trace is not None or steer is not None:
-                    self.indices.rebuilt(view.moment, error)
-                return answer()
+        def answer() -> Hits:
+            return near.fused(k, where, options.weights) if hybrid else near.hits(k, where)
+
+        try:
+            return answer()
+        except IndexDamaged as error:
+            # Whichever was asked may have named memories that are not there.
+            if hybrid or question.trace is None:
+                self.indices.distrust_vectors()
+            if question.trace is not None or steer is not None:
+                self.indices.rebuilt(view.moment, error)
+            return answer()
 
     def _words(self, text: str, k: int, where: Where | None, options: Options) -> Hits:
         fading = check_half_life(options.half_life)
@@ -307,51 +327,3 @@ class Searcher:
             return reasons.later_hits(
                 top, view.rows(top.ids), lambda: parts, lambda _, __: [sentence]
             )
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a text search may be given beside text, k, kind and filter."""
-
-    steer: Query | None = None
-    """An expression whose weighted activations are added to the score (hybrid: one more side)."""
-    half_life: str | timedelta | None = None
-    """Scores halve with every such span of age."""
-    idf: bool | None = None
-    """Weight neurons by IDF, so that rare ones count more (by="trace" and "hybrid", where nobody
-    says otherwise)."""
-    weights: Mapping[str, float] | None = None
-    """Hybrid only: a weighted sum of the sides named, instead of reciprocal rank fusion."""
-
-    def check(self, by: object) -> None:
-        """Raise ``InvalidQuery`` for an unknown kind, or an option that says nothing to it."""
-        if by not in get_args(By):
-            raise InvalidQuery(f"by={brief(by)}: use one of {', '.join(get_args(By))}")
-        if self.steer is not None and by == "words":
-            raise InvalidQuery("steer goes with by='dense', 'trace' or 'hybrid', not 'words'")
-        if self.idf and by not in ("trace", "hybrid"):
-            raise InvalidQuery(
-                f"idf weighs neurons: use it with 'trace' or 'hybrid', not {brief(by)}"
-            )
-        if self.weights is None:
-            return
-        if by != "hybrid":
-            raise InvalidQuery(f"weights mix the sides of by='hybrid', not of {brief(by)}")
-        if not isinstance(self.weights, Mapping) or not self.weights:
-            raise InvalidQuery("weights is a dict of sides: {'dense': 1, 'words': 0.5}")
-        for side, weight in self.weights.items():
-            if side not in reasons.SIDES:
-                known = ", ".join(reasons.SIDES)
-                raise InvalidQuery(
-                    f"weights for {brief(side)}: a hybrid search has the sides {known}"
-                )
-            if not isinstance(weight, int | float) or not 0 <= weight <= MAX_WEIGHT:
-                raise InvalidQuery(
-                    f"the weight of {side} is {brief(weight)}: use 0 to {MAX_WEIGHT:g}"
-                )
-
-
-def check_k(k: object) -> None:
-    """Raise ``InvalidQuery`` unless ``k`` is a whole number from 1 to a million."""
-    if not isinstance(k, int | np.integer) or isinstance(k, bool) or not 1 <= k <= MAX_K:
-        raise InvalidQuery(f"k is {brief(k)}: ask for 1 to {MAX_K:,} hits")

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -19,6 +19,9 @@ from memstore.reader import Reader
 from memstore.rows import check_id, check_row
 from memstore.view import Where
 from memstore.writer import OnDuplicate
+
+if TYPE_CHECKING:
+    from memstore.encoder import Encoder
 
 
 class _Unset:
@@ -168,6 +171,36 @@ class MemoryStore(Reader):
         care.write_statistics(database, self._indices)
         care.vacuum(database)
         self._save_index_or_warn(everything=True)
+
+    def reencode(
+        self, encoder: Encoder, *, embed: bool = False, progress: bool | Report = False
+    ) -> int:
+        """Move to another encoder; returns how many memories were encoded.
+
+        Until the switch, which is one transaction, queries answer from the old vectors and traces,
+        and others may read and write. Interrupted, the same call goes on where it stopped; called
+        with the store's own encoder it gives up what was begun. Where both encoders have one
+        embedder vectors stay as they are stored, rounded to 10 bits, and no text is embedded unless
+        ``embed`` asks for it. Labels and lenses are of an encoder's neurons: those of the old one
+        are kept, and count again if the store moves back.
+
+        Needs room for a second set of vectors and traces, which `optimize` then gives back.
+        Raises what the encoder raises, ``StoreReadOnly``.
+        """
+        from memstore.reencoding import Reencoding
+
+        moving = Reencoding(self._open_database(), self._load_encoder, encoder, embed)
+        with self._loading:
+            # Before the switch: from then on every thread of this handle needs it.
+            self._encoders[encoder.fingerprint] = encoder
+        report = Progress("memories") if progress is True else progress or None
+        try:
+            count = moving.run(report)
+        finally:
+            if isinstance(report, Progress):
+                report.close()
+        self._save_index_or_warn(everything=True)
+        return count
 
     def check(self) -> list[str]:
         """Return what is wrong with the store, a sentence each; an empty list is well."""

@@ -6,20 +6,18 @@ while a model thinks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sqlalchemy import ColumnElement
 
+from memstore.batches import BATCH, BULK, Batch, Encoded, ahead, batches, check_rows
 from memstore.catalog import categories, links, memories, neurons, traces, words
 from memstore.catalog.engine import Database, Write
 from memstore.catalog.memories import NewMemory
-from memstore.core.traces import empty, select
+from memstore.core.traces import empty
 from memstore.core.vectors import check_vectors, unit_vectors
 from memstore.duplicates import Plan, refuse_known_keys, repeated_within
 from memstore.encoder import Encoder
@@ -33,45 +31,12 @@ from memstore.errors import (
 )
 from memstore.progress import Report
 from memstore.rows import check_row, now
-from memstore.types import Float32, Traces
+from memstore.types import Float32
 
 OnDuplicate = Literal["add", "skip", "link"]
 
-#: Memories a transaction: at 250 texts/s a batch is a second of work to lose.
-BATCH = 256
 #: How often a filter over neurons is asked again because others wrote meanwhile.
 TRIES = 20
-#: With given vectors, where the same second holds many more.
-BULK = 16_384
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Checked rows, where the first of them stands in the input, and its vectors if given."""
-
-    first: int
-    rows: list[NewMemory]
-    vectors: NDArray[np.floating] | None
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Vectors and traces of some rows of a batch; ``rows[i]`` is the row of vector i."""
-
-    rows: list[int]
-    vectors: Float32
-    traces: Traces
-
-    def only(self, rows: Sequence[int]) -> Encoded:
-        """Return those of these rows, which must all be here."""
-        if rows == self.rows:
-            return self
-        place = {row: i for i, row in enumerate(self.rows)}
-        chosen = np.array([place[row] for row in rows], dtype=np.int64)
-        return Encoded(list(rows), self.vectors[chosen], select(self.traces, chosen))
-
-
-Prepared = tuple[Batch, Encoded]
 #: Returns a filter as SQL, and tells the changes at which what it asks of neurons was answered.
 Compiled = Callable[[Mapping[str, Any], list[int]], ColumnElement[bool] | None]
 
@@ -158,7 +123,7 @@ class Writer:
             with self.database.write() as tx:
                 # Again, now that nobody else can write: another process may have been faster.
                 plan = Plan.of(tx.connection, batch.rows, skip)
-                fits = set(plan.missing) <= set(encoded.rows)
+                fits = set(plan.missing) <= set(encoded.rows) and encoded.is_of(tx)
                 added = self._add(tx, batch, encoded.only(plan.missing)) if fits else {}
                 if link:
                     # What an earlier row repeats was found with it; the earlier row says so.
@@ -168,13 +133,17 @@ class Writer:
             if fits:
                 self.wrote(len(added))
                 return plan.ids(added)
-            # A memory that was there before encoding has been deleted since: once more.
+            # A memory that was there before encoding has been deleted since, or the store has moved
+            # to another encoder: once more.
             encoded = self._prepare(batch, skip)
+            repeats = self.repeated(encoded.vectors) if link else {}
+            within = repeated_within(encoded.vectors) if link else {}
 
     def _encode(self, batch: Batch, rows: list[int]) -> Encoded:
         encoder = self.encoder()
         if not rows:
-            return Encoded([], np.empty((0, encoder.dimension), np.float32), empty(encoder.neurons))
+            nothing = np.empty((0, encoder.dimension), np.float32)
+            return Encoded([], nothing, empty(encoder.neurons), encoder.fingerprint)
         if batch.vectors is None:
             vectors = encoder.vectors([batch.rows[row].text for row in rows])
         else:
@@ -182,7 +151,7 @@ class Writer:
             if len(rows) < len(batch.rows):
                 chosen = chosen[np.array(rows, dtype=np.int64)]
             vectors = unit_vectors(chosen, len(rows), encoder.dimension)
-        return Encoded(rows, vectors, encoder.traces(vectors))
+        return Encoded(rows, vectors, encoder.traces(vectors), encoder.fingerprint)
 
     def _add(self, tx: Write, batch: Batch, encoded: Encoded) -> dict[int, int]:
         """Insert encoded rows; returns ``{row: id}``."""
@@ -198,24 +167,31 @@ class Writer:
 
     def update(self, memory_id: int, row: NewMemory, fields: set[str]) -> None:
         """Set the named fields of one memory to those of ``row``."""
-        batch = Batch(0, [row], None)
-        encoded = self._encode(batch, [0]) if "text" in fields else None
-        with self.database.write() as tx:
-            if memory_id not in memories.by_ids(tx.connection, [memory_id]):
-                raise MemoryNotFound(f"no memory has id {memory_id}: `list` shows which there are")
-            self._change(tx, memory_id, row, fields, encoded)
+        while True:
+            encoded = self._encode(Batch(0, [row], None), [0]) if "text" in fields else None
+            with self.database.write() as tx:
+                if memory_id not in memories.by_ids(tx.connection, [memory_id]):
+                    raise MemoryNotFound(
+                        f"no memory has id {memory_id}: `list` shows which there are"
+                    )
+                if encoded is None or encoded.is_of(tx):
+                    self._change(tx, memory_id, row, fields, encoded)
+                    return
 
     def upsert(self, row: NewMemory, fields: set[str]) -> int:
         """Change the memory with the row's key, or insert the row; one transaction."""
         batch = Batch(0, [row], None)
-        encoded = self._encode(batch, [0])
-        with self.database.write() as tx:
-            found = None if row.key is None else memories.id_of_key(tx.connection, row.key)
-            added = {} if found is not None else self._add(tx, batch, encoded)
-            if found is not None:
-                self._change(tx, found, row, fields, encoded)
-        self.wrote(len(added))
-        return added[0] if found is None else found
+        while True:
+            encoded = self._encode(batch, [0])
+            with self.database.write() as tx:
+                if not encoded.is_of(tx):
+                    continue
+                found = None if row.key is None else memories.id_of_key(tx.connection, row.key)
+                added = {} if found is not None else self._add(tx, batch, encoded)
+                if found is not None:
+                    self._change(tx, found, row, fields, encoded)
+            self.wrote(len(added))
+            return added[0] if found is None else found
 
     def _change(
         self,
@@ -249,14 +225,21 @@ class Writer:
         """Encode the texts of these memories again, whose vectors or traces are lost or broken."""
         for start in range(0, len(ids), BATCH):
             page = ids[start : start + BATCH]
-            with self.database.read() as connection:
-                found = memories.by_ids(connection, page)
-            rows = [check_row(found[i].text) for i in page]
-            encoded = self._encode(Batch(0, rows, None), list(range(len(rows))))
-            with self.database.write() as tx:
-                for memory_id in page:
-                    memories.change(tx.connection, memory_id, {}, tx.change, now())
-                self._replace(tx, list(page), encoded)
+            while not self._mended(page):
+                pass  # the store has moved to another encoder meanwhile
+
+    def _mended(self, page: Sequence[int]) -> bool:
+        with self.database.read() as connection:
+            found = memories.by_ids(connection, page)
+        rows = [check_row(found[i].text) for i in page]
+        encoded = self._encode(Batch(0, rows, None), list(range(len(rows))))
+        with self.database.write() as tx:
+            if not encoded.is_of(tx):
+                return False
+            for memory_id in page:
+                memories.change(tx.connection, memory_id, {}, tx.change, now())
+            self._replace(tx, list(page), encoded)
+        return True
 
     def delete(self, ids: Sequence[int]) -> int:
         """Delete memories by id; returns how many there were."""
@@ -280,68 +263,3 @@ class Writer:
             f"{self.database.name} is being written all the time, and what the filter holds for "
             "changes meanwhile: try again"
         )
-
-
-def check_rows(rows: Iterable[Any]) -> Iterator[NewMemory]:
-    """Yield checked rows; an error names the row, counted from 0."""
-    for number, row in enumerate(rows):
-        try:
-            yield check_row(row)
-        except InvalidInput as error:
-            raise type(error)(f"row {number}: {error}") from error
-
-
-def batches(
-    rows: Iterable[NewMemory], vectors: NDArray[np.floating] | None, size: int
-) -> Iterator[Batch]:
-    """Yield rows, ``size`` at a time, with the vectors that belong to them."""
-    source, first = iter(rows), 0
-    while page := list(islice(source, size)):
-        part = None if vectors is None else vectors[first : first + len(page)]
-        if part is not None and len(part) < len(page):
-            raise InvalidVector(
-                f"only {first + len(part)} vectors for more rows: hand in one a row"
-            )
-        yield Batch(first, page, part)
-        first += len(page)
-
-
-def ahead(source: Iterable[Batch], prepare: Callable[[Batch], Encoded]) -> Iterator[Prepared]:
-    """Yield batches with what ``prepare`` made of them, the next one in the making meanwhile.
-
-    Encoding and SQLite each leave a core free. An error in the source comes after everything
-    before it was yielded, as if nothing had been done ahead.
-    """
-    batches = Failing(source)
-    batch, following = batches.next(), batches.next()
-    if batch is not None and following is None:
-        yield batch, prepare(batch)  # alone: no thread for a single insert
-    elif batch is not None:
-        with ThreadPoolExecutor(1, thread_name_prefix="memstore-encoder") as pool:
-            made: Future[Encoded] = pool.submit(prepare, batch)
-            while batch is not None:
-                encoded = made.result()
-                if following is not None:
-                    made = pool.submit(prepare, following)
-                yield batch, encoded
-                batch, following = following, batches.next()
-    if batches.failure is not None:
-        raise batches.failure
-
-
-class Failing:
-    """An iterator that ends where its source fails, and keeps the failure for later."""
-
-    def __init__(self, source: Iterable[Batch]) -> None:
-        self._source = iter(source)
-        self.failure: Exception | None = None
-
-    def next(self) -> Batch | None:
-        """Return the next batch, None after the last and from a failure on."""
-        if self.failure is not None:
-            return None
-        try:
-            return next(self._source, None)
-        except Exception as error:  # noqa: BLE001 - raised by who iterates, in its turn
-            self.failure = error
-            return None

@@ -18,6 +18,7 @@ from memstore.sae.config import SAEConfig
 from memstore.sae.encode import SAE
 
 DIMENSION, NEURONS, K = 6, 10, 4
+ROOT = Path(__file__).parent.parent
 CRASH = Path(__file__).parent / "crash"
 
 

@@ -252,7 +252,7 @@ with MemoryStore.open({str(path)!r}) as store:
 
 def test_a_store_of_the_first_encoder_says_what_to_do(tmp_path):
     """Frozen in 2026 with an SAE that no longer ships: neurons answer, a text says the remedy."""
-    path, new = tmp_path / "old.db", tmp_path / "new.db"
+    path = tmp_path / "old.db"
     shutil.copy(ROOT / "tests" / "fixtures" / "first-encoder.db", path)
     assert shell("upgrade", path).returncode == 0
     with MemoryStore.open(path) as store:
@@ -261,16 +261,16 @@ def test_a_store_of_the_first_encoder_says_what_to_do(tmp_path):
         for ask in (lambda: store.search("cello"), lambda: store.insert("another")):
             with pytest.raises(InvalidWeights, match="sae-2048-k32, which this version no longer"):
                 ask()
-    with pytest.raises(EncoderMismatch, match="memstore export STORE"):
+    with pytest.raises(EncoderMismatch, match="memstore reencode STORE"):
         MemoryStore.open(path, encoder=Encoder.default())
     refused = shell("search", path, "cello")
     assert refused.returncode != 0
     assert refused.stderr.count("\n") == 1
-    assert "memstore export" in refused.stderr
-    for step in (("export", path, tmp_path / "all.jsonl"), ("import", new, tmp_path / "all.jsonl")):
-        assert shell(*step).returncode == 0
-    with MemoryStore.open(new, mode="r") as store:
+    assert "memstore reencode STORE" in refused.stderr
+    assert shell("reencode", path).returncode == 0
+    with MemoryStore.open(path, mode="r") as store:
         assert store.search("cello", 1)[0].text.endswith("cello.")
+        assert store.check() == []
 
 
 def shell(*arguments):

@@ -15,7 +15,7 @@ from memstore.catalog.engine import driver_of
 from memstore.catalog.lists import parameters, places
 from memstore.catalog.schema import encoder, neuron, store
 from memstore.core.vectors import stored_sizes
-from memstore.errors import RESCUE, StoreDamaged, StoreNotFound
+from memstore.errors import RESCUE, EncoderMismatch, StoreDamaged, StoreNotFound
 from memstore.types import Float64, Int64
 
 #: How a label came about: by hand, or by ``MADE`` methods, which yield to every other.
@@ -113,8 +113,30 @@ def require_encoder(connection: Connection) -> EncoderRecord:
     return record
 
 
+def require_still(connection: Connection, record: EncoderRecord) -> None:
+    """Raise ``EncoderMismatch`` where the store has moved to another encoder than this one."""
+    now = require_encoder(connection)
+    if now.id != record.id:
+        raise EncoderMismatch(
+            record.fingerprint,
+            now.fingerprint,
+            record.name,
+            f"the store has moved to {now.name} meanwhile: do it again for its neurons",
+        )
+
+
 def register_encoder(connection: Connection, record: EncoderRecord) -> int:
     """Write an encoder down, make it the store's own and return its id."""
+    encoder_id = note_encoder(connection, record)
+    connection.execute(update(store).values(encoder_id=encoder_id))
+    return encoder_id
+
+
+def note_encoder(connection: Connection, record: EncoderRecord) -> int:
+    """Write an encoder down, once, and return its id."""
+    known = select(encoder.c.id).where(encoder.c.fingerprint == record.fingerprint)
+    if (found := connection.execute(known).scalar()) is not None:
+        return int(found)
     encoder_id = connection.execute(
         insert(encoder)
         .values(
@@ -127,7 +149,6 @@ def register_encoder(connection: Connection, record: EncoderRecord) -> int:
         )
         .returning(encoder.c.id)
     ).scalar_one()
-    connection.execute(update(store).values(encoder_id=encoder_id))
     return int(encoder_id)
 
 

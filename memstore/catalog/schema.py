@@ -80,6 +80,10 @@ trace = Table(
     Column("activations", LargeBinary, nullable=False),
 )
 
+#: What another encoder made of texts, until a store switches to it; after that, what was before.
+vector_next = vector.to_metadata(metadata, name="vector_next")
+trace_next = trace.to_metadata(metadata, name="trace_next")
+
 neuron = Table(
     "neuron",
     metadata,

@@ -22,18 +22,24 @@ VECTORS = "SELECT memory_id, vector FROM vector WHERE encoder_id = ?"
 
 
 def add(
-    connection: Connection, encoder_id: int, ids: Sequence[int], vectors: Float32, traces: Traces
+    connection: Connection,
+    encoder_id: int,
+    ids: Sequence[int],
+    vectors: Float32,
+    traces: Traces,
+    suffix: str = "",
 ) -> None:
-    """Store one vector and one trace a memory."""
+    """Store one vector and one trace a memory; with ``suffix`` "_next" in those tables."""
     # Through the driver: SQLAlchemy's dict a row costs more than SQLite does.
     driver = driver_of(connection)
     driver.executemany(
-        "INSERT INTO vector (memory_id, encoder_id, vector) VALUES (?, ?, ?)",
+        f"INSERT INTO vector{suffix} (memory_id, encoder_id, vector) VALUES (?, ?, ?)",
         zip(ids, repeat(encoder_id), pack_vectors(vectors)),
     )
     neurons, activations = packed.pack(traces)
     driver.executemany(
-        "INSERT INTO trace (memory_id, encoder_id, neurons, activations) VALUES (?, ?, ?, ?)",
+        f"INSERT INTO trace{suffix} (memory_id, encoder_id, neurons, activations) "
+        "VALUES (?, ?, ?, ?)",
         zip(ids, repeat(encoder_id), neurons, activations),
     )
 

@@ -39,6 +39,7 @@ COMMANDS = {
     "export": "care",
     "check": "care",
     "optimize": "care",
+    "reencode": "care",
     "backup": "care",
     "verify": "care",
     "restore": "care",

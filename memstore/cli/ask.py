@@ -19,7 +19,7 @@ from memstore.cli.options import (
 )
 from memstore.cli.output import print_hits
 from memstore.hits import Hits
-from memstore.search import By, Scoring
+from memstore.options import By, Scoring
 from memstore.view import Where
 
 

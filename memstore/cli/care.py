@@ -8,6 +8,7 @@ import click
 
 from memstore import backups
 from memstore.cli.options import (
+    encoder_options,
     json_option,
     reader,
     store_argument,
@@ -77,6 +78,29 @@ def optimize_command(store: str, as_json: bool) -> None:
         after = opened.stats()["bytes"]
     facts = {"bytes_before": before, "bytes": after}
     print_result(f"{before:,} -> {after:,} bytes", facts, as_json=as_json)
+
+
+@click.command("reencode")
+@store_argument
+@encoder_options
+@click.option("--embed", is_flag=True, help="Embed texts anew even where vectors could stay.")
+@json_option
+def reencode_command(
+    store: str, sae: Path | None, embedder: str | None, embed: bool, as_json: bool
+) -> None:
+    """Move STORE to another encoder; the old one answers until all is done.
+
+    Interrupted, the same command goes on where it stopped. Without options: to the shipped encoder,
+    or, where STORE has that one, back from a move that was begun. `optimize` frees the space.
+    """
+    from memstore.encoder import Encoder
+
+    must_exist(store)
+    chosen = Encoder.of(embedder, sae)
+    with writer(store) as opened:
+        count = opened.reencode(chosen, embed=embed, progress=True)
+    facts = {"encoded": count, "encoder": chosen.name}
+    print_result(f"{count:,} memories encoded by {chosen.name}", facts, as_json=as_json)
 
 
 @click.command("backup")

@@ -9,6 +9,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from memstore.batches import BATCH
 from memstore.cli import INTERRUPTED
 from memstore.cli.options import json_option, store_argument, writer
 from memstore.cli.output import print_json, print_result
@@ -17,7 +18,7 @@ from memstore.files import FORMATS, STDIN, Format, count_rows, format_of, number
 from memstore.loading import KINDS, heading_of
 from memstore.progress import Progress
 from memstore.rows import check_row, pick
-from memstore.writer import BATCH, OnDuplicate
+from memstore.writer import OnDuplicate
 
 #: What every line of our own export has; the ids and times of the old store stay behind.
 EXPORTED = {

@@ -7,7 +7,7 @@ import click
 from memstore.cli.options import changer, json_option, reader, store_argument
 from memstore.cli.output import print_json, print_result, print_table
 from memstore.lenses import LARGEST, SIZE
-from memstore.search import Scoring
+from memstore.options import Scoring
 from memstore.types import Lens
 
 

@@ -41,6 +41,18 @@ why_option = click.option("--why", is_flag=True, help="Say why each hit was foun
 half_life_option = click.option("--half-life", help="Halve scores with every such span: 90d, 12h.")
 
 
+def encoder_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--sae`` and ``--embedder``."""
+    command = click.option(
+        "--sae",
+        type=click.Path(path_type=Path),
+        help="Weights folder of another SAE, or the name of a shipped one: sae-3072-k64.",
+    )(command)
+    return click.option("--embedder", help="Name or folder of a sentence-transformers model.")(
+        command
+    )
+
+
 def where_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add ``--where``, ``--holds`` and ``--category``; the command gets one filter, ``where``."""
 

@@ -9,7 +9,14 @@ from pathlib import Path
 
 import click
 
-from memstore.cli.options import json_option, reader, store_argument, where_options, writer
+from memstore.cli.options import (
+    encoder_options,
+    json_option,
+    reader,
+    store_argument,
+    where_options,
+    writer,
+)
 from memstore.cli.output import print_json, print_memories, print_result
 from memstore.errors import InvalidMetadata, StoreError
 from memstore.novelty import Novelty
@@ -22,12 +29,7 @@ SHOWN = 10
 
 @click.command("init")
 @store_argument
-@click.option(
-    "--sae",
-    type=click.Path(path_type=Path),
-    help="Weights folder of another SAE, or the name of a shipped one: sae-3072-k64.",
-)
-@click.option("--embedder", help="Name or folder of a sentence-transformers model.")
+@encoder_options
 @json_option
 def init_command(store: str, sae: Path | None, embedder: str | None, as_json: bool) -> None:
     """Create an empty store, with the shipped encoder or another."""

@@ -20,7 +20,8 @@ from memstore.errors import IndexDamaged
 from memstore.index import files, storing
 from memstore.index.blocks import Block
 from memstore.indices import Indices
-from memstore.search import Options, Searcher
+from memstore.options import Options
+from memstore.search import Searcher
 from tests.conftest import NEURONS, make_encoder
 
 VECTOR = np.arange(1, 7, dtype=np.float32)

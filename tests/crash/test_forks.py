@@ -24,6 +24,7 @@ CALLS: dict[str, Callable[[MemoryStore], object]] = {
     "delete_where": lambda store: store.delete_where({"key": "parent"}),
     "stats": lambda store: store.stats(),
     "optimize": lambda store: store.optimize(),
+    "reencode": lambda store: store.reencode(ENCODER),
     "check": lambda store: store.check(),
     "repair": lambda store: store.repair(),
     "backup": lambda store: store.backup(store._database.path.with_name("backup.db")),
