@@ -16,11 +16,13 @@ import numpy as np
 
 from memstore.catalog import traces
 from memstore.core.expression import NeuronQuery
+from memstore.core.vectors import cosines
 from memstore.encoder import Encoder
 from memstore.errors import InvalidExpression
 from memstore.hits import Hits
 from memstore.nearness import Axes, Question
 from memstore.options import Options
+from memstore.types import Lens
 from memstore.view import Query, View, Where
 
 if TYPE_CHECKING:
@@ -44,25 +46,40 @@ def pointing(
         return Question(record.fingerprint, "", axes.direction, None, axes=axes)
 
     hits = searcher.near(question, k, where, Options(half_life=half_life))
-    if min_score is None:
+    if not min_score:  # nothing is special about a cosine of 0
         return hits
     return hits[: sum(score > min_score for score in hits.scores)]
 
 
-def holding(searcher: Searcher, view: View, expression: Query) -> Sequence[int]:
-    """Return the ids, ascending, of the memories that an expression finds or a lens holds for."""
+def holding(searcher: Searcher, view: View, expression: Query | Lens) -> Sequence[int]:
+    """Return the ids, ascending, of the memories that an expression finds or a lens holds for.
+
+    An expression finds the candidates of its composite; a lens holds for what scores above its
+    threshold, silent memories among them.
+    """
     lens = view.lens(expression)
-    floor = 0.0 if lens is None else lens.threshold
-    if lens is None or lens.by == "trace":
-        query = view.resolve(expression)
-        found = searcher.ask(view, lambda index: index.candidates(query, None, floor))
+    if lens is None:
+        query = view.resolve(expression)  # type: ignore[arg-type]  # no Lens: it would be one
+        found = searcher.ask(view, lambda index: index.candidates(query))
         return sorted(found.ids.tolist())
-    axes = axes_of(searcher.load_encoder(view.encoder), view.resolve(expression, "dense"))
+    query, floor = view.resolve(lens.expression, lens.by), lens.threshold
+    if lens.by == "dense":
+        return pointed(searcher, view, query, floor)
+    if query.has_positive and floor >= 0:
+        # Only where a positive neuron fires can a score be above 0: far fewer to look at.
+        found = searcher.ask(view, lambda index: index.candidates(query, None, floor))
+    else:
+        found = searcher.ask(view, lambda index: index.weighted(query))
+    return sorted(found.ids[found.scores > floor].tolist())
+
+
+def pointed(searcher: Searcher, view: View, query: NeuronQuery, floor: float) -> list[int]:
+    """Return the ids, ascending, of the memories whose cosine to a direction is above a bound."""
+    record = view.encoder
+    direction = axes_of(searcher.load_encoder(record), query).direction
     ids: list[int] = []
-    pages = traces.changed_vectors(view.connection, view.encoder.id, 0, view.encoder.dimension)
-    for page, vectors in pages:
-        cosines = vectors.astype(np.float64) @ axes.direction.astype(np.float64)
-        ids += np.array(page)[cosines > floor].tolist()
+    for page, vectors in traces.changed_vectors(view.connection, record.id, 0, record.dimension):
+        ids += np.array(page)[cosines(vectors, direction) > floor].tolist()
     return sorted(ids)
 
 

@@ -6,14 +6,17 @@ Document Summarization", ACL 2011): greedy is within 1 - 1/e of the best choice 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from memstore.core.traces import idf
 from memstore.errors import InvalidQuery, brief
 from memstore.hits import Hits
+from memstore.nearness import SILENT
 from memstore.options import check_k
 from memstore.search import Searcher
-from memstore.types import Float64
+from memstore.types import Float64, Int64
 
 
 def diverse(searcher: Searcher, hits: Hits, k: int, cover: float) -> Hits:
@@ -25,38 +28,57 @@ def diverse(searcher: Searcher, hits: Hits, k: int, cover: float) -> Hits:
     brought to 0 to 1.
     """
     check_k(k)
-    if not isinstance(cover, int | float) or not 0 <= cover <= 1:
+    is_number = isinstance(cover, int | float | np.floating) and not isinstance(cover, bool)
+    if not is_number or not 0 <= cover <= 1:
         raise InvalidQuery(f"cover={brief(cover)}: 0 goes by nearness alone, 1 by coverage alone")
+    if not isinstance(hits, Hits):
+        raise InvalidQuery(f"diverse() chooses among the hits of a query, not {brief(hits)}")
     with searcher.view() as view:
         fired = view.traces(np.sort(np.array(hits.ids, dtype=np.int64)))
         rarity = searcher.ask(view, lambda index: idf(index.fires, len(index)))
     if not hits:
         return hits
-    said = np.zeros((len(hits), len(rarity)))
-    for row, memory_id in enumerate(hits.ids):
-        if memory_id in fired:  # it may have been deleted since
-            own = fired[memory_id]
-            said[row, own.neurons] = own.activations
-    concepts = np.flatnonzero(said.any(axis=0))
-    shares = said[:, concepts] / said[:, concepts].max(axis=0) * rarity[concepts]
+    said = [fired.get(memory_id, SILENT) for memory_id in hits.ids]  # deleted since: says nothing
+    neurons = np.concatenate([own.neurons for own in said])
+    values = np.concatenate([own.activations for own in said])
+    largest = np.zeros(len(rarity))
+    np.maximum.at(largest, neurons, values)
+    rows = np.repeat(np.arange(len(said)), [len(own) for own in said])
+    shares = Shares(rows, neurons, values / largest[neurons] * rarity[neurons], len(said))
     scores = np.array(hits.scores)
     span = float(scores.max() - scores.min())
     near = (scores - scores.min()) / span if span > 0 else np.ones(len(scores))
     count = min(k, len(hits))
-    most = shares[greedy(np.zeros(len(near)), shares, count)].max(axis=0).sum() or 1.0
-    return Hits(
-        hits[row] for row in greedy((1 - cover) * near / count, cover * shares / most, count)
-    )
+    _, covered = shares.greedy(np.zeros(len(near)), 1.0, len(rarity), count)
+    most = float(covered.sum()) or 1.0
+    chosen, _ = shares.greedy((1 - cover) * near / count, cover / most, len(rarity), count)
+    return Hits(hits[row] for row in chosen)
 
 
-def greedy(near: Float64, shares: Float64, count: int) -> list[int]:
-    """Return so many rows, one after another the one that adds most: ``near`` and new shares."""
-    chosen: list[int] = []
-    covered = np.zeros(shares.shape[1])
-    for _ in range(count):
-        value = near + np.maximum(shares, covered).sum(axis=1) - covered.sum()
-        value[chosen] = -np.inf
-        best = int(np.argmax(value))
-        chosen.append(best)
-        covered = np.maximum(covered, shares[best])
-    return chosen
+@dataclass(frozen=True)
+class Shares:
+    """What each hit says of each neuron: entries (row, neuron, share), most of a matrix empty."""
+
+    rows: Int64
+    neurons: Int64
+    values: Float64
+    count: int
+
+    def greedy(
+        self, near: Float64, factor: float, width: int, count: int
+    ) -> tuple[list[int], Float64]:
+        """Return so many rows, one after another the one that adds most, and what they cover.
+
+        A row adds ``near`` and ``factor`` x what nobody chosen has covered yet.
+        """
+        chosen: list[int] = []
+        covered = np.zeros(width)
+        for _ in range(count):
+            more = np.maximum(self.values - covered[self.neurons], 0.0)
+            value = near + factor * np.bincount(self.rows, more, minlength=self.count)
+            value[chosen] = -np.inf
+            best = int(np.argmax(value))
+            chosen.append(best)
+            own = self.rows == best
+            np.maximum.at(covered, self.neurons[own], self.values[own])
+        return chosen, covered

@@ -1,8 +1,9 @@
 """Every memory in a file that other programs can read: JSON Lines or Parquet.
 
 A plain export holds what people wrote. An encoded one leaves nothing out: ids and times, vectors
-and traces, labels, and the fingerprint of the encoder that all this is of. Loaded into a new
-store of the same encoder (``memstore.loading``) it is the same store; no text is embedded for it.
+and traces, labels, lenses and links, and the fingerprint of the encoder that all this is of. Loaded
+into a new store of the same encoder (``memstore.loading``) it is the same store; no text is
+embedded for it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from sqlalchemy import ColumnElement, Connection
 
 from memstore import durable
 from memstore.catalog import lenses, links, memories, neurons, traces
-from memstore.catalog.engine import Database
 from memstore.catalog.files import require_new
 from memstore.catalog.neurons import EncoderRecord
 from memstore.errors import InvalidFile, StoreDamaged
@@ -40,18 +40,19 @@ Row = dict[str, Any]
 
 
 def export(
-    database: Database, condition: ColumnElement[bool] | None, target: Path, encoded: bool
+    connection: Connection, condition: ColumnElement[bool] | None, target: Path, encoded: bool
 ) -> int:
     """Write the memories that pass, all of one moment; the file appears whole or not at all.
 
-    Returns how many. Raises ``StoreError`` where something is at ``target`` already.
+    The moment is that of the read transaction handed in. Returns how many. Raises ``StoreError``
+    where something is at ``target`` already.
     """
     require_new(target, "the export")
     kind = format_of(target.name, None)
     if kind not in ("jsonl", "parquet") or target.name.lower().endswith(".parquet.gz"):
         raise InvalidFile(f"{target}: name it .jsonl, .jsonl.gz or .parquet")
     write = write_parquet if kind == "parquet" else write_lines
-    with durable.appearing(target) as part, database.read() as connection:
+    with durable.appearing(target) as part:
         record = neurons.require_encoder(connection)
         heading = heading_of(connection, record, condition) if encoded else None
         return write(part, target.name, heading, rows(connection, record, condition, encoded))
@@ -73,7 +74,6 @@ def heading_of(
         "last_id": memories.last_id(connection),
         "labels": [named._asdict() for named in neurons.label_rows(connection, record.id)],
         "lenses": [lens.to_dict() for lens in lenses.all_lenses(connection, record.id)],
-        "links": links.all_links(connection),
     }
 
 
@@ -85,11 +85,17 @@ def rows(
 ) -> Iterator[Row]:
     """Yield each memory as plain JSON values, by ascending id."""
     last = 0
+    linked = links.all_links(connection) if encoded else {}
+    there = None if condition is None else set(memories.ids(connection, condition))
     while page := memories.page(connection, last, PAGE, condition):
         last = page[-1].id
         found = [memory.to_dict() for memory in page]
         if encoded:
             add_codes(connection, record, found)
+            for row in found:
+                other, cosine = linked.get(row["id"], (None, None))
+                come = there is None or other in there
+                row["link_id"], row["link_cosine"] = (other, cosine) if come else (None, None)
         yield from found
 
 
@@ -116,7 +122,9 @@ def write_lines(part: Path, name: str, heading: Row | None, found: Iterable[Row]
         if heading is not None:
             line = json.dumps(heading, ensure_ascii=False)
             if len(line.encode()) > MAX_LINE:
-                raise InvalidFile(f"{name}: its labels are too many for a line: name it .parquet")
+                raise InvalidFile(
+                    f"{name}: its labels and lenses are too many for a line: name it .parquet"
+                )
             file.write(line + "\n")
         for row in found:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -152,6 +160,8 @@ def write_parquet(part: Path, _: str, heading: Row | None, found: Iterable[Row])
             "vector": arrow.list_(arrow.float32()),
             "neurons": arrow.list_(arrow.uint32()),
             "activations": arrow.list_(arrow.float32()),
+            "link_id": arrow.int64(),
+            "link_cosine": arrow.float64(),
         }
     schema = arrow.schema(fields)
     if heading is not None:

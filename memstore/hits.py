@@ -2,7 +2,7 @@
 
 An answer takes microseconds, and making ten Python objects of it as long again. So ``Hits`` knows
 ids and scores at once and makes the hits when somebody first looks at one. All they show was read
-in the query's own transaction.
+in the query's own transaction, unless it was asked not to (``fetch=False``).
 """
 
 from __future__ import annotations

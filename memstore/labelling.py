@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Connection
 
-from memstore.catalog import columns, memories, neurons
+from memstore.catalog import columns, lenses, memories, neurons
 from memstore.catalog import traces as catalog
 from memstore.catalog.neurons import MADE, EncoderRecord, Label
 from memstore.durable import appearing
@@ -215,6 +215,7 @@ def store_labels(connection: Connection, encoder_id: int, made: Sequence[Made]) 
     rows = neurons.label_rows(connection, encoder_id)
     given = {row.neuron for row in rows if row.method not in MADE}
     taken = {str(row.label).casefold() for row in rows if row.method not in MADE}
+    taken |= {neurons.alike(lens.name) for lens in lenses.all_lenses(connection, encoder_id)}
     for row in rows:
         if row.method in MADE:
             neurons.set_label(connection, encoder_id, Label(row.neuron, None))

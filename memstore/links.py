@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from memstore.core.vectors import NEAR_COPY
-from memstore.indices import Vectors
+from memstore.nearness import nearest
 from memstore.types import Float32
 
 if TYPE_CHECKING:
@@ -16,11 +16,9 @@ def repeated(searcher: Searcher, vectors: Float32) -> dict[int, tuple[int, float
     """Return ``{row: (id, cosine)}`` of vectors (n, d) that a stored memory is near to."""
     found: dict[int, tuple[int, float]] = {}
     with searcher.view(dense=True) as view:
-        source = Vectors(view.moment)
-        index = searcher.indices.dense(view.moment, source)
         for row, vector in enumerate(vectors):
-            nearest, _ = index.search(vector, 1, source)
-            for memory_id, cosine in nearest.pairs():
+            ranked, _ = nearest(searcher, view, vector, 1)
+            for memory_id, cosine in ranked.pairs():
                 if cosine >= NEAR_COPY:
                     found[row] = memory_id, cosine
     return found

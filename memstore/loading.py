@@ -1,9 +1,10 @@
-"""An encoded export read back into a new store: same ids, times, vectors, traces and labels."""
+"""An encoded export read back into a new store: nothing that it held is lost."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -11,15 +12,16 @@ import numpy as np
 
 from memstore.catalog import lenses, links, memories, neurons, traces, words
 from memstore.catalog.engine import Database, Write
-from memstore.catalog.memories import KeptRow
+from memstore.catalog.links import Link
+from memstore.catalog.memories import KeptRow, from_microseconds
 from memstore.catalog.neurons import EncoderRecord, Label
-from memstore.core.expression import Expression
 from memstore.core.traces import MAX_ACTIVATION, neuron_dtype
 from memstore.core.vectors import as_matrix, refuse_rows
 from memstore.duplicates import refuse_known_keys
 from memstore.errors import EncoderMismatch, InvalidFile, InvalidInput, StoreError, brief
 from memstore.exports import FORMAT, HEADING, PAGE, Row
 from memstore.files import Format, jsonl_rows, lines, parquet_file, parquet_rows
+from memstore.lenses import checked
 from memstore.rows import FIELDS, check_id, check_label, check_name, check_row, check_time
 from memstore.types import Float32, Lens, Traces
 
@@ -61,8 +63,9 @@ def load(database: Database, file: str, kind: Format, heading: Row) -> int:
         record = neurons.require_encoder(tx.connection)
         require_fit(tx, record, file, heading)
         source, last = numbered(file, kind), 0
+        linked: list[Link] = []
         while page := list(islice(source, PAGE)):
-            last = store_page(tx, record, file, page, last)
+            last = store_page(tx, record, file, page, last, linked)
             total += len(page)
         if total != heading.get("memories"):
             raise InvalidFile(
@@ -71,7 +74,7 @@ def load(database: Database, file: str, kind: Format, heading: Row) -> int:
             )
         set_labels(tx, record, file, heading.get("labels"))
         set_lenses(tx, record, file, heading.get("lenses", []))
-        set_links(tx, file, heading.get("links", []))
+        links.add(tx.connection, linked)
         memories.use_ids_up_to(tx.connection, last_id_of(file, heading))
     return total
 
@@ -84,7 +87,10 @@ def require_fit(tx: Write, record: EncoderRecord, file: str, heading: Row) -> No
     if own["fingerprint"] != record.fingerprint:
         raise EncoderMismatch(record.fingerprint, own["fingerprint"], record.name)
     # Not merely empty: an id that was used once is never used again.
-    if memories.last_id(tx.connection) or neurons.all_labels(tx.connection, record.id):
+    used = neurons.all_labels(tx.connection, record.id) or lenses.all_lenses(
+        tx.connection, record.id
+    )
+    if memories.last_id(tx.connection) or used:
         raise StoreError(
             f"{file} holds ids, vectors and traces, which only a new store can take as they are: "
             "name another, or export without --encoded"
@@ -116,15 +122,25 @@ def numbered(file: str, kind: Format) -> Iterator[tuple[int, Row]]:
 
 
 def store_page(
-    tx: Write, record: EncoderRecord, file: str, page: list[tuple[int, Row]], last: int
+    tx: Write,
+    record: EncoderRecord,
+    file: str,
+    page: list[tuple[int, Row]],
+    last: int,
+    linked: list[Link],
 ) -> int:
-    """Store some memories as they were, of ids above ``last``; returns the highest."""
+    """Store some memories as they were, of ids above ``last``; returns the highest.
+
+    ``linked`` gets their links, to be stored once all memories are there.
+    """
     kept: list[KeptRow] = []
     codes = []
     for number, row in page:
         try:
             kept.append(kept_row(row, kept[-1].id if kept else last))
             codes.append((row["vector"], row["neurons"], row["activations"]))
+            if (to := link_of(row)) is not None:
+                linked.append((kept[-1].id, *to))
         except (InvalidInput, KeyError, TypeError, AttributeError) as error:
             raise InvalidFile(f"{file} row {number} cannot be loaded: {error}") from error
     first, final = page[0][0], page[-1][0]
@@ -216,28 +232,27 @@ def set_lenses(tx: Write, record: EncoderRecord, file: str, saved: object) -> No
     """Save the lenses that the store had."""
     if not isinstance(saved, list):
         raise InvalidFile(f"{file}: its lenses are {brief(saved)}, no list: export again")
+    names: set[str] = set()
     for row in saved:
         try:
             made = check_time(row["created_at"])
-            lens = Lens(**{**row, "created_at": None})
-            name = check_label(lens.name)
-            query = Expression.of(lens.expression).resolve(int, record.neurons)
-            sound = lens.by in ("trace", "dense") and isinstance(lens.threshold, int | float)
-            check_name("category", lens.category)
-            sound &= lens.grade is None or 0 <= lens.grade <= 1
+            lens = checked(Lens(**{**row, "created_at": None}), record.neurons)
         except (InvalidInput, KeyError, TypeError) as error:
             raise InvalidFile(f"{file}: {brief(row)} is no lens: {error}") from error
-        if not sound or name != lens.name or made is None or not query.terms + query.conditions:
-            raise InvalidFile(f"{file}: {brief(row)} is no lens: export again")
-        lenses.save(tx.connection, record.id, lens, made)
+        name = neurons.alike(lens.name)
+        taken = neurons.number_of_label(tx.connection, record.id, lens.name) is not None
+        if made is None or taken or name in names:
+            raise InvalidFile(f"{file}: {brief(row)} is no lens of its own name: export again")
+        names.add(name)
+        lenses.add(tx.connection, record.id, replace(lens, created_at=from_microseconds(made)))
 
 
-def set_links(tx: Write, file: str, found: object) -> None:
-    """Link the memories that were linked, where both came along."""
-    try:
-        pairs = [(check_id(one), check_id(other), float(cosine)) for one, other, cosine in found]  # type: ignore[attr-defined]  # anything else raises
-    except (InvalidInput, TypeError, ValueError) as error:
-        raise InvalidFile(f"{file}: its links cannot be loaded: {error}") from error
-    if not all(0 < cosine <= 1 for _, _, cosine in pairs):
-        raise InvalidFile(f"{file}: its links have cosines that are none: export again")
-    links.add(tx.connection, pairs)
+def link_of(row: Row) -> tuple[int, float] | None:
+    """Return (other memory, cosine) of a memory that was linked to another."""
+    other, cosine = row.get("link_id"), row.get("link_cosine")
+    if other is None:
+        return None
+    found = highest(other)
+    if found == row["id"] or not isinstance(cosine, float) or not 0 < cosine <= 1:
+        raise InvalidInput(f"it is linked to {brief(other)} by {brief(cosine)}, which is no link")
+    return found, cosine

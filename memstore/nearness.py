@@ -17,6 +17,7 @@ from memstore.core.ranking import Ranked, best, join
 from memstore.core.traces import affinity_parts, idf
 from memstore.errors import IndexDamaged
 from memstore.hits import Hits
+from memstore.index.question import Work
 from memstore.index.selection import Selection
 from memstore.indices import Vectors
 from memstore.types import Float32, Float64, Trace
@@ -141,13 +142,7 @@ class Near:
 
     def _nearest(self, k: int, selected: Selection | None) -> Ranked:
         began = time.perf_counter()
-        index, source = self._dense()
-        try:
-            found, work = index.search(self.question.vector, k, source, selected)
-        except IndexDamaged:
-            self.searcher.indices.distrust_vectors()
-            index, source = self._dense()
-            found, work = index.search(self.question.vector, k, source, selected)
+        found, work = nearest(self.searcher, self.view, self.question.vector, k, selected)
         self.view.note("dense", work, began)
         return found
 
@@ -266,6 +261,21 @@ class Near:
         if mixed is None:
             return sides
         return {name: side for name, side in sides.items() if mixed.get(name)}
+
+
+def nearest(
+    searcher: Searcher, view: View, vector: Float32, k: int, selected: Selection | None = None
+) -> tuple[Ranked, Work]:
+    """Return the k nearest to a vector, in a state opened for dense queries, and how.
+
+    An index whose file named what is not there is built anew, and asked again.
+    """
+    source = Vectors(view.moment)
+    try:
+        return searcher.indices.dense(view.moment, source).search(vector, k, source, selected)
+    except IndexDamaged:
+        searcher.indices.distrust_vectors()
+        return searcher.indices.dense(view.moment, source).search(vector, k, source, selected)
 
 
 def nearness_parts(

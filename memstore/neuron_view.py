@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Connection
 
-from memstore.catalog import columns, lenses, neurons
+from memstore import composites
+from memstore.catalog import columns, neurons
 from memstore.catalog.columns import to_months
 from memstore.catalog.engine import Database
 from memstore.catalog.neurons import Label
@@ -25,7 +26,7 @@ from memstore.progress import Report
 from memstore.rows import check_label
 from memstore.search import Searcher
 from memstore.types import Int64, Neuron
-from memstore.view import View, lens_called
+from memstore.view import View
 
 if TYPE_CHECKING:
     # What makes labels is loaded where labels are made.
@@ -76,8 +77,8 @@ class Neurons:
                 tells=told,
                 months=by_month(*columns.moments(view.connection), fired.ids),
                 company=company(number, both, fires, len(ids)),
-                top=self._searcher.composite_hits(view, query, best(fired, EXAMPLES)),
-                strata=self._searcher.composite_hits(
+                top=composites.hits_of(view, query, best(fired, EXAMPLES)),
+                strata=composites.hits_of(
                     view, query, Ranked(fired.ids[spread], fired.scores[spread])
                 ),
             )
@@ -115,8 +116,6 @@ class Neurons:
                 raise InvalidInput(
                     f"neuron {owner} is called {name!r} already: choose another name"
                 )
-            if name is not None and lens_called(name, lenses.all_lenses(tx.connection, encoder_id)):
-                raise InvalidInput(f"a lens is called {name!r} already: choose another name")
             neurons.set_label(tx.connection, encoder_id, Label(number, name, grade))
 
     def of(self, numbers: Sequence[int]) -> dict[int, str]:

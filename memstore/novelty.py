@@ -9,8 +9,8 @@ import numpy as np
 
 from memstore.catalog import columns, traces
 from memstore.core.traces import select
-from memstore.indices import Vectors
 from memstore.meaning import Fired, in_words
+from memstore.nearness import nearest
 from memstore.sae.encode import SAE
 from memstore.search import Searcher
 from memstore.types import Float32, Float64, Traces
@@ -29,8 +29,8 @@ class Novelty:
     first: tuple[Fired, ...]
     """Neurons that fire for it and for no memory, the largest share first."""
     unexplained: float | None
-    """The share of its vector's variance that its trace does not give back: 0 is all said. None
-    under an SAE that decodes no vectors."""
+    """The share of its vector's variance that its trace does not give back: 0 is all said, above 1
+    worse than silence. None under an SAE that decodes no vectors."""
     rank: float | None
     """The share of the newest memories of which less is unexplained; None in an empty store."""
     nearest: tuple[int, float] | None
@@ -55,9 +55,7 @@ def novelty(searcher: Searcher, text: str) -> Novelty:
     fired = encoder.traces(vectors)
     with searcher.view(dense=True) as view:
         words = in_words(searcher, view, fired[0])
-        source = Vectors(view.moment)
-        index = searcher.indices.dense(view.moment, source)
-        nearest, _ = index.search(vectors[0], 1, source)
+        near, _ = nearest(searcher, view, vectors[0], 1)
         left, rank = None, None
         if encoder.sae.decodes_vectors:
             left = float(unexplained(encoder.sae, vectors, fired)[0])
@@ -67,7 +65,7 @@ def novelty(searcher: Searcher, text: str) -> Novelty:
         first=tuple(one for one in words if one.fire_rate == 0),
         unexplained=left,
         rank=rank,
-        nearest=next(iter(nearest.pairs()), None),
+        nearest=next(iter(near.pairs()), None),
     )
 
 

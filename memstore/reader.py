@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from memstore.catalog import memories, neurons, traces
+from memstore.catalog.filters import HOLDS, compile_filter, mentions
 from memstore.core.traces import concatenate, empty
 from memstore.errors import InvalidQuery, MemoryNotFound, brief
 from memstore.hits import Hits
@@ -50,9 +51,15 @@ class Reader(OpenStore):
         return rows[found]
 
     def iter(self, where: Where | None = None) -> Iterator[Memory]:
-        """Yield memories by ascending id, a page at a time; holds no transaction between pages."""
+        """Yield memories by ascending id, a page at a time; holds no transaction between pages.
+
+        What ``$holds`` asks of neurons is answered once, at the beginning.
+        """
         self._open_database()
-        condition = self._searcher.condition(where)
+        if where is not None and mentions(where, HOLDS):
+            yield from self._iter_found(where)
+            return
+        condition = None if where is None else compile_filter(where, lambda _: ())
         last = 0
         while True:
             with self._open_database().read() as connection:
@@ -62,15 +69,22 @@ class Reader(OpenStore):
                 return
             last = page[-1].id
 
+    def _iter_found(self, where: Where) -> Iterator[Memory]:
+        with self._searcher.filtered(where) as (view, condition):
+            ids = [] if condition is None else memories.ids(view.connection, condition)
+        for start in range(0, len(ids), PAGE):
+            with self._open_database().read() as connection:
+                found = memories.by_ids(connection, sorted(ids)[start : start + PAGE])
+            yield from (found[memory_id] for memory_id in sorted(found))
+
     def __iter__(self) -> Iterator[Memory]:
         return self.iter()
 
     def count(self, where: Where | None = None) -> int:
         """Return how many memories there are, or how many pass a filter."""
         self._open_database()
-        condition = self._searcher.condition(where)
-        with self._open_database().read() as connection:
-            return memories.count(connection, condition)
+        with self._searcher.filtered(where) as (view, condition):
+            return memories.count(view.connection, condition)
 
     def __len__(self) -> int:
         return self.count()
@@ -87,9 +101,8 @@ class Reader(OpenStore):
     def traces(self, where: Where | None = None) -> Traces:
         """Return the traces of all memories, or of those that pass a filter, ids ascending."""
         self._open_database()
-        condition = self._searcher.condition(where)
-        with self._open_database().read() as connection:
-            record = neurons.require_encoder(connection)
+        with self._searcher.filtered(where) as (view, condition):
+            connection, record = view.connection, view.encoder
             if condition is not None:
                 ids = memories.ids(connection, condition)
                 return traces.by_ids(connection, record.id, ids, record.neurons)
@@ -124,7 +137,7 @@ class Reader(OpenStore):
     ) -> Hits:
         """Return the k memories for which one neuron (number or label) fires strongest.
 
-        ``fetch`` as for ``composite``.
+        Or that a lens of that name puts first. ``fetch`` as for ``composite``.
         """
         self._open_database()
         reference = int(neuron) if isinstance(neuron, np.integer) else neuron
@@ -149,12 +162,13 @@ class Reader(OpenStore):
         term, all that pass. Exact: equal to brute force, ties by id.
 
         ``by="dense"`` asks vectors instead: the score is the cosine to the sum of the neurons'
-        directions (``SAE.directions``), weighted; the k nearest as ``search`` finds them. A lens
-        alone goes by what it was made for, everything else "trace".
+        directions (``SAE.directions``), weighted; the k nearest as ``search`` finds them, of any
+        score unless ``min_score`` is another number than 0. A lens alone goes by what it was made
+        for, everything else by "trace".
 
-        ``fetch=False`` reads no memory: ``ids`` and ``scores`` are there in half the time, and a
-        hit that is looked at is read then, as its memory is by then (``MemoryNotFound`` where it
-        was deleted).
+        ``fetch=False`` reads no memory: ``ids`` and ``scores`` are there in half the time. Once a
+        hit is looked at all are read, as their memories are by then (``MemoryNotFound`` where one
+        was deleted). Where age or vectors decide, memories are read all the same.
 
         Raises ``InvalidExpression`` with the position, ``UnknownNeuron``, ``InvalidFilter``.
         """

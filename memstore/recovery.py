@@ -32,7 +32,7 @@ def recover(store: Path, target: Path) -> Recovered:
     Reads the pages without SQLite, so neither the first page nor the way to a row is needed; the
     WAL counts where it is whole. A text that does not match its checksum is marked in the
     metadata; metadata, keys and times have none. A category whose name is gone is called by its
-    number. Vectors, traces and labels stay behind: importing encodes anew. Close the store
+    number. Vectors, traces, labels, lenses and links stay behind: importing encodes anew. Close the store
     elsewhere first.
 
     Raises ``StoreNotFound``, ``StoreDamaged`` where there is nothing to read, ``StoreError`` where

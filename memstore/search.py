@@ -16,24 +16,23 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sqlalchemy import ColumnElement
 
-from memstore import directions, reasons
-from memstore.catalog import neurons, traces, words
+from memstore import composites, directions, reasons
+from memstore.catalog import lenses, neurons, traces, words
 from memstore.catalog.engine import Database
-from memstore.catalog.filters import compile_filter
+from memstore.catalog.filters import HOLDS, compile_filter, mentions
 from memstore.catalog.neurons import EncoderRecord
-from memstore.core.expression import NeuronQuery, check_number
-from memstore.core.ranking import Ranked, best
+from memstore.core.expression import check_number
+from memstore.core.ranking import best
 from memstore.core.vectors import unit_vectors
 from memstore.encoder import Encoder
 from memstore.errors import IndexDamaged, InvalidQuery, MemoryNotFound, brief
 from memstore.hits import Hits
 from memstore.index.postings import NeuronIndex
-from memstore.index.question import Found
 from memstore.indices import Indices, Moment
 from memstore.nearness import Near, Question
 from memstore.options import By, Options, Scoring, check_k
 from memstore.rows import check_half_life, check_text
-from memstore.types import Explanation, Step
+from memstore.types import Explanation, Lens, Step
 from memstore.view import Filters, Query, View, Where
 
 T = TypeVar("T")
@@ -65,8 +64,25 @@ class Searcher:
                 moment = Moment(connection, state, encoder, known)
                 yield View(moment, self._filters, self._holding, steps)
 
-    def _holding(self, view: View, expression: Query) -> Sequence[int]:
+    def _holding(self, view: View, expression: Query | Lens) -> Sequence[int]:
         return directions.holding(self, view, expression)
+
+    def prepare(self, where: Where | None) -> None:
+        """Load the encoder that a filter will ask: a transaction should not wait for a model."""
+        if where is None or not mentions(where, HOLDS):
+            return
+        with self.view() as view:
+            record = view.encoder
+            saved = lenses.all_lenses(view.connection, record.id)
+        if any(lens.by == "dense" for lens in saved):
+            self.load_encoder(record)
+
+    @contextmanager
+    def filtered(self, where: Where | None) -> Iterator[tuple[View, ColumnElement[bool] | None]]:
+        """Open a read transaction, and a filter as SQL whose neurons were asked in it."""
+        self.prepare(where)
+        with self.view() as view:
+            yield view, view.compile(where)
 
     def ask(self, view: View, question: Callable[[NeuronIndex], T]) -> T:
         """Return the neuron index's answer at the view's state.
@@ -112,91 +128,25 @@ class Searcher:
         if by is not None and by not in get_args(Scoring):
             raise InvalidQuery(f"by={brief(by)}: composites go by 'trace' or 'dense'")
         fading = check_half_life(half_life)
+        self.prepare(where)
         if by != "dense":
             with self.view() as view:
                 whole = view.whole(expression)
                 lens = view.lens(whole) if by is None else None
                 if lens is None or lens.by == "trace":
-                    query = view.resolve(whole)
-                    return self._firing(view, query, k, where, min_score, fading, fetch)
+                    # A lens is spelled in numbers: no name is looked for twice.
+                    query = view.resolve(whole if lens is None else lens.expression)
+                    return composites.firing(self, view, query, k, where, min_score, fading, fetch)
         return directions.pointing(self, expression, k, where, min_score, half_life)
 
-    def _firing(
-        self,
-        view: View,
-        query: NeuronQuery,
-        k: int,
-        where: Where | None,
-        min_score: float | None,
-        fading: float | None,
-        fetch: bool,
-    ) -> Hits:
-        selected = view.selected(where)
-        began = time.perf_counter()
-
-        def answer(index: NeuronIndex) -> Hits:
-            if fading is None:
-                found = index.composite(query, k, selected, min_score)
-                view.note("neurons", found.work, began)
-                if not fetch:
-                    return reasons.fetched_later(found.ranked, lambda: self._fetched(query, found))
-                return self.composite_hits(view, query, found)
-            everyone = index.candidates(query, selected, min_score)
-            view.note_rows("neurons", "every candidate, to fade", len(everyone), began)
-            return self.composite_hits(view, query, best(view.fade(everyone, fading), k))
-
-        return self.ask(view, answer)
-
-    def _fetched(self, query: NeuronQuery, found: Found) -> Hits:
-        """Return the hits of an answer as their memories are now."""
+    def condition(self, where: Where, changes: list[int]) -> ColumnElement[bool]:
+        """Return a filter as SQL; ``changes`` gets when neurons were asked for it, if they were."""
+        if not mentions(where, HOLDS):
+            return compile_filter(where, lambda _: ())
+        self.prepare(where)
         with self.view() as view:
-            try:
-                return self.composite_hits(view, query, found)
-            except IndexDamaged as error:
-                raise MemoryNotFound(
-                    "a memory among these hits was deleted since they were found: ask again"
-                ) from error
-
-    def condition(
-        self, where: Where | None, changes: list[int] | None = None
-    ) -> ColumnElement[bool] | None:
-        """Return a filter as SQL, what it asks of neurons answered now.
-
-        ``changes`` gets the change numbers at which it was.
-        """
-
-        def holding(expression: Query) -> Sequence[int]:
-            with self.view() as view:
-                if changes is not None:
-                    changes.append(view.state.change)
-                return view.holding(expression)
-
-        return None if where is None else compile_filter(where, holding)
-
-    def composite_hits(self, view: View, query: NeuronQuery, found: Found | Ranked) -> Hits:
-        """Return the hits of a composite, each neuron's share beside it."""
-        began = time.perf_counter()
-        ranked = found if isinstance(found, Ranked) else found.ranked
-        shares = None if isinstance(found, Ranked) else found.shares
-        fired = view.traces(ranked.ids) if shares is None else {}
-        labels = view.labels([neuron for neuron, _ in query.terms])
-
-        def parts() -> list[reasons.Parts]:
-            if shares is None:
-                return [reasons.composite_parts(query, fired[i]) for i in ranked.ids.tolist()]
-            names = [reasons.neuron_name(neuron) for neuron, _ in query.terms]
-            return [
-                {name: share for name, share in zip(names, own, strict=True) if share}
-                for own in shares.tolist()
-            ]
-
-        def sentences(_: int, own: reasons.Parts) -> list[str]:
-            sentence = reasons.composite_sentences(query, labels)
-            return [sentence(name, share) for name, share in own.items()]
-
-        hits = reasons.later_hits(ranked, view.rows(ranked.ids), parts, sentences)
-        view.note_rows("memories", "rows of the hits", len(hits), began)
-        return hits
+            changes.append(view.state.change)
+            return compile_filter(where, view.holding)
 
     # --- texts -----------------------------------------------------------------------------
 
@@ -279,6 +229,7 @@ class Searcher:
         another encoder between the two.
         """
         fading = check_half_life(options.half_life)
+        self.prepare(where)
         while True:
             question = ask()
             with self.view(dense=hybrid or question.trace is None) as view:
@@ -314,6 +265,7 @@ class Searcher:
 
     def _words(self, text: str, k: int, where: Where | None, options: Options) -> Hits:
         fading = check_half_life(options.half_life)
+        self.prepare(where)
         with self.view() as view:
             began = time.perf_counter()
             found = words.search(

@@ -234,20 +234,21 @@ class MemoryStore(Reader):
         """Write memories to a new file, all of one moment; returns how many.
 
         JSON Lines, compressed where the name ends in ``.gz``; Parquet where it ends in
-        ``.parquet``. ``encoded`` adds vectors, traces, labels and the encoder's fingerprint: what
-        ``load`` needs to make the same store again. `memstore import` reads either.
+        ``.parquet``. ``encoded`` adds vectors, traces, labels, lenses, links and the encoder's
+        fingerprint: what ``load`` needs to make the same store again. `memstore import` reads
+        either.
         """
-        database = self._open_database()
-        condition = self._searcher.condition(where)
-        return exports.export(database, condition, Path(path), encoded)
+        self._open_database()
+        with self._searcher.filtered(where) as (view, condition):
+            return exports.export(view.connection, condition, Path(path), encoded)
 
     def load(self, path: str | os.PathLike[str], *, kind: Format | None = None) -> int:
         """Read what ``export(encoded=True)`` wrote into this store, which must be new.
 
-        Ids, times, vectors, traces and labels come back bit by bit, in one transaction; no text is
-        embedded. ``kind`` is the format where the name does not tell. Returns how many memories.
-        Raises ``InvalidFile``, ``EncoderMismatch`` where the export is of another encoder,
-        ``StoreError`` where memories are, or were, here already.
+        Ids, times, vectors, traces, labels, lenses and links come back bit by bit, in one
+        transaction; no text is embedded. ``kind`` is the format where the name does not tell.
+        Returns how many memories. Raises ``InvalidFile``, ``EncoderMismatch`` where the export is
+        of another encoder, ``StoreError`` where memories are, or were, here already.
         """
         database, file = self._open_database(), os.fspath(path)
         kind = format_of(file, kind)

@@ -101,9 +101,9 @@ NEAR = 4
 
 
 def lens_called(name: str, lenses: Iterable[Lens]) -> Lens | None:
-    """Return the lens of this name, capitals aside."""
-    wanted = name.casefold()
-    return next((lens for lens in lenses if lens.name.casefold() == wanted), None)
+    """Return the lens of this name, capitals and blanks aside."""
+    wanted = neurons.alike(name)
+    return next((lens for lens in lenses if neurons.alike(lens.name) == wanted), None)
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class View:
 
     moment: Moment
     filters: Filters
-    holds: Callable[[View, Query], Sequence[int]] = field(repr=False)
+    holds: Callable[[View, Query | Lens], Sequence[int]] = field(repr=False)
     """Returns the ids of the memories that an expression finds in this state."""
     steps: list[Step] | None = None
     """Where steps are noted while somebody watches (``explain_query``)."""
@@ -176,9 +176,10 @@ class View:
 
     def number(self, ref: NeuronRef) -> int:
         """Return the number of one neuron. Raises ``UnknownNeuron``, also for a lens."""
-        if isinstance(ref, str) and isinstance(self.named(ref), Lens):
+        found = self.named(ref) if isinstance(ref, str) else ref
+        if isinstance(found, Lens):
             raise UnknownNeuron(f"{brief(ref)} is a lens, not a neuron: see `memstore lens list`")
-        return self.resolve({ref: 1.0}).terms[0][0]
+        return self.resolve({found: 1.0}).terms[0][0]
 
     def whole(self, expression: Query) -> Expression:
         """Return an expression; the bare name of a lens is one, whatever blanks it has."""
@@ -193,8 +194,10 @@ class View:
                 raise
             return N[found.name]
 
-    def lens(self, expression: Query) -> Lens | None:
+    def lens(self, expression: Query | Lens) -> Lens | None:
         """Return the lens that an expression consists of, None where it is anything else."""
+        if isinstance(expression, Lens):
+            return expression
         whole = self.whole(expression)
         if whole.conditions or len(whole.terms) != 1:
             return None
@@ -204,6 +207,8 @@ class View:
 
     def resolve(self, expression: Query, by: Literal["trace", "dense"] = "trace") -> NeuronQuery:
         """Return an expression with its names resolved, to be asked of traces or of vectors.
+
+        What a lens stands for is spelled in numbers, and asked like any expression of those.
 
         Raises ``InvalidExpression`` where a lens in it was made for the other.
         """
@@ -225,7 +230,7 @@ class View:
         """Return a filter as SQL; none where there is none."""
         return None if where is None else compile_filter(where, self.holding)
 
-    def holding(self, expression: Query) -> Sequence[int]:
+    def holding(self, expression: Query | Lens) -> Sequence[int]:
         """Return the ids of the memories that an expression finds, or a lens holds for."""
         return self.holds(self, expression)
 

@@ -7,6 +7,7 @@ while a model thinks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -26,7 +27,6 @@ from memstore.errors import (
     InvalidInput,
     InvalidVector,
     MemoryNotFound,
-    StoreLocked,
     brief,
 )
 from memstore.progress import Report
@@ -35,8 +35,6 @@ from memstore.types import Float32
 
 OnDuplicate = Literal["add", "skip", "link"]
 
-#: How often a filter over neurons is asked again because others wrote meanwhile.
-TRIES = 20
 #: Returns a filter as SQL, and tells the changes at which what it asks of neurons was answered.
 Compiled = Callable[[Mapping[str, Any], list[int]], ColumnElement[bool] | None]
 
@@ -128,8 +126,9 @@ class Writer:
                 if link:
                     # What an earlier row repeats was found with it; the earlier row says so.
                     own = {row: (added[other], cosine) for row, (other, cosine) in within.items()}
-                    linked = {**own, **repeats}
-                    links.add(tx.connection, [(added[row], *to) for row, to in linked.items()])
+                    for row in {*own, *repeats}:
+                        both = [to[row] for to in (repeats, own) if row in to]
+                        links.add(tx.connection, [(added[row], *max(both, key=itemgetter(1)))])
             if fits:
                 self.wrote(len(added))
                 return plan.ids(added)
@@ -210,10 +209,12 @@ class Writer:
                 )
         if "category" in values:
             values["category_id"] = categories.id_of(tx.connection, values.pop("category"))
+        before = memories.hit_rows(tx.connection, [memory_id])[memory_id]
         memories.change(tx.connection, memory_id, values, tx.change, now())
         if encoded is not None:
             self._replace(tx, [memory_id], encoded)
-            links.forget(tx.connection, memory_id)
+            if before[1] != row.text:
+                links.forget(tx.connection, memory_id)
 
     def _replace(self, tx: Write, ids: list[int], encoded: Encoded) -> None:
         """Put the encoding of another text in place of the one there is."""
@@ -249,17 +250,17 @@ class Writer:
     def delete_where(self, where: Mapping[str, Any], compiled: Compiled) -> int:
         """Delete the memories that pass a filter; returns how many there were.
 
-        What a filter asks of neurons is answered before the transaction; where others wrote
-        between the two, once more.
+        What a filter asks of neurons is answered before the transaction; where others have written
+        between the two, once more while it keeps them waiting: a reader then sees what it changes.
         """
-        for _ in range(TRIES):
+        while True:
             answered: list[int] = []
             condition = compiled(where, answered)
             with self.database.write() as tx:
-                if condition is not None and all(tx.change == one + 1 for one in answered):
+                current = all(tx.change == one + 1 for one in answered)
+                if not current and self.database.path is not None:
+                    condition, current = compiled(where, []), True
+                # In memory there is one connection, and none to ask beside it: once more.
+                if current and condition is not None:
                     ids = memories.ids(tx.connection, condition)
                     return memories.remove(tx.connection, ids, tx.change)
-        raise StoreLocked(
-            f"{self.database.name} is being written all the time, and what the filter holds for "
-            "changes meanwhile: try again"
-        )

@@ -27,8 +27,9 @@ LEVELS = {
     1: {"core", "jobs"},
     2: {"catalog", "index", "embed", "sae", "generate", "neurons"},
     3: {
-        "audit", "backups", "batches", "care", "directions", "diversity", "duplicates", "encoder",
-        "evaluation", "experiments", "exports", "files", "generation", "indices", "interchange",
+        "audit", "backups", "batches", "care", "composites", "directions", "diversity",
+        "duplicates", "encoder", "evaluation", "experiments", "exports", "files", "generation",
+        "indices", "interchange",
         "labelling", "lenses", "links", "loading", "meaning", "model_labels", "narrative_api",
         "nearness", "neuron_view", "novelty", "opening", "options", "reader", "reasons",
         "recovery", "reencoding", "rows", "search", "store", "tables", "training", "upkeep",

@@ -15,7 +15,13 @@ from sklearn.metrics import roc_auc_score
 
 from memstore import MemoryStore, N, layout
 from memstore.core.expression import Expression
-from memstore.errors import InvalidExpression, InvalidFilter, InvalidInput, UnknownNeuron
+from memstore.errors import (
+    InvalidExpression,
+    InvalidFile,
+    InvalidFilter,
+    InvalidInput,
+    UnknownNeuron,
+)
 from memstore.neurons import lens as learning
 from tests.conftest import fill_lively, lively_encoder, make_encoder
 
@@ -190,6 +196,122 @@ def test_names_do_not_collide(filled):
         filled.composite("3 & calm>0.2")
 
 
+@pytest.mark.parametrize("name", ["self-care", "R&D", "+16 -17", "3>0.5", "!x", "'quoted'"])
+def test_a_name_that_reads_as_an_expression_is_refused(filled, name):
+    """It would be asked as that, and the lens never be found."""
+    with pytest.raises(InvalidInput, match="reads as an expression"):
+        filled.lenses.save(name, "3")
+    assert len(filled.lenses) == 0
+
+
+def test_names_may_have_blanks_and_any_capitals(filled):
+    """A category's name works as it is; labels, too."""
+    filled.lenses.save("Strong  Emotional", "3")
+    assert filled.lenses["strong emotional"].name == "Strong Emotional"
+    assert filled.composite("STRONG EMOTIONAL", k=3) == filled.top(3, 3)
+    assert filled.count({"$holds": "Strong Emotional"}) == filled.count({"$holds": "3"})
+    filled.lenses.remove("strong   emotional")
+    filled.neurons.label(4, "Übermut")
+    filled.neurons.label(5, "Grief")
+    assert filled.top("übermut", 3) == filled.top(4, 3)
+    assert filled.top("grief", 3) == filled.top(5, 3)
+    with pytest.raises(InvalidInput, match="neuron 5 is called 'grief' already"):
+        filled.lenses.save("grief", "3")
+
+
+def test_imported_labels_do_not_take_a_lens_s_name(filled, tmp_path):
+    """Nothing would say that the lens is another neuron now."""
+    filled.neurons.label(4, "calm")
+    filled.neurons.export_labels(tmp_path / "labels.jsonl")
+    filled.neurons.label(4, None)
+    filled.lenses.save("Calm", "3")
+    with pytest.raises(InvalidInput, match="a lens is called 'calm' already"):
+        filled.neurons.import_labels(tmp_path / "labels.jsonl")
+    assert filled.count({"$holds": "calm"}) == filled.count({"$holds": "3"})
+
+
+@pytest.mark.parametrize(
+    ("expression", "by", "message"),
+    [
+        ("3 - 3", "trace", "cancel out"),
+        ("3 - 3", "dense", "cancel out"),
+        (N[3] & (N[5] > np.float64(0.3)), "trace", None),
+        ({3: np.float32(0.1)}, "trace", None),
+        ({i % 10: 1e-9 * i for i in range(9)}, "trace", None),
+    ],
+)
+def test_what_is_saved_can_be_read_back(filled, expression, by, message):
+    """Or it is not saved."""
+    if message is not None:
+        with pytest.raises(InvalidExpression, match=message):
+            filled.lenses.save("it", expression, by=by)
+        assert len(filled.lenses) == 0
+        return
+    filled.lenses.save("it", expression, by=by)
+    assert filled.composite("it", k=5) == filled.composite(expression, k=5)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"expression": "'grief'"}, {"expression": {"15": 1}}, {"expression": ""},
+        {"expression": "3 - 3"}, {"expression": "99"}, {"expression": "3 & 4>0.1", "by": "dense"},
+        {"by": "words"}, {"threshold": 10**400}, {"threshold": float("nan")}, {"threshold": True},
+        {"threshold": None}, {"name": None}, {"name": "self-care"}, {"name": 5}, {"grade": 2},
+        {"created_at": "yesterday"}, {"more": 1}, {"category": 5},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_strange_export_is_refused(filled, tmp_path, wrong):
+    """As `InvalidFile`, and the store stays new."""
+    filled.lenses.save("much", "3 - 0.5*5", threshold=0.4)
+    filled.export(tmp_path / "all.jsonl", encoded=True)
+    heading, *rows = (tmp_path / "all.jsonl").read_text("utf-8").splitlines()
+    told = json.loads(heading)
+    told["lenses"][0].update(wrong)
+    (tmp_path / "all.jsonl").write_text("\n".join([json.dumps(told), *rows]), "utf-8")
+    with MemoryStore.open(tmp_path / "new.db", encoder=lively_encoder()) as other:
+        with pytest.raises(InvalidFile):
+            other.load(tmp_path / "all.jsonl")
+        assert len(other.lenses) == len(other) == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"neurons": True}, {"neurons": 101}, {"seed": -1}, {"seed": "a"}, {"seed": 1.5},
+        {"seed": None}, {"name": ""}, {"name": 5},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_wrong_arguments_of_learn(filled, arguments):
+    """One typed error, before any work."""
+    with pytest.raises(InvalidInput):
+        filled.lenses.learn("a", **arguments)
+    for wrong in (None, 5, b"x"):
+        with pytest.raises((InvalidInput, UnknownNeuron)):
+            filled.lenses[wrong]
+
+
+def test_learning_where_vectors_are_lost(filled):
+    """What is there is learned from; `check` says what is not."""
+    with filled._database.driver() as raw:
+        raw.execute("DELETE FROM vector WHERE memory_id = 7")
+        raw.execute("DELETE FROM trace WHERE memory_id = 8")
+    for by in ("dense", "trace"):
+        assert filled.lenses.learn("a", by=by).grade is not None
+
+
+def test_equal_texts_teach_nothing():
+    """What a mean loses to rounding is no signal."""
+    with MemoryStore.open(":memory:", encoder=lively_encoder()) as store:
+        rows = [{"text": "same", "category": "ab"[i % 2]} for i in range(60)]
+        store.insert_many(rows)
+        for by in ("dense", "trace"):
+            with pytest.raises(InvalidInput, match="nothing tells"):
+                store.lenses.learn("a", by=by)
+
+
 def test_saving_again_replaces_and_removing_removes(filled):
     """By name, capitals aside."""
     filled.lenses.save("calm", "3")
@@ -251,8 +373,9 @@ def test_by_dense_is_the_cosine_to_the_neurons_directions(narratives):
             assert hit.parts["N104"] == pytest.approx(
                 columns[104] @ own / np.linalg.norm(columns[104] - 0.5 * columns[2362]), abs=1e-4
             )
-        above = store.composite("104 - 0.5*2362", k=450, by="dense")
-        assert len(above) == sum(score > 0 for score in hits.scores)
+        assert store.composite("104 - 0.5*2362", k=450, by="dense") == hits
+        above = store.composite("104 - 0.5*2362", k=450, by="dense", min_score=0.05)
+        assert len(above) == sum(score > 0.05 for score in hits.scores)
         assert "'death and dying', how far the vector points its way" in hits[0].why()
 
 
@@ -300,6 +423,8 @@ def test_holds_is_what_a_composite_finds(filled):
     both = {"$and": [where, {"category": "a"}]}
     assert set(filled.top(4, k=120, where=both).ids) <= set(own)
     assert filled.count({"$holds": {3: 1, 5: -0.5}}) == len(candidates(filled, {3: 1, 5: -0.5}))
+    pages = [memory.id for memory in filled.iter({"$holds": "-5"})]
+    assert pages == list(range(1, 121))
     assert filled.count({"$holds": N[3]}) == len(candidates(filled, {3: 1}))
     silent = candidates(filled, {}, [lambda dense: dense[:, 7] <= 0])
     assert [m.id for m in filled.iter({"$holds": "!7"})] == silent
@@ -316,6 +441,51 @@ def test_a_lens_holds_above_its_threshold(filled):
     over = sorted(i for i, score in zip(hits.ids, hits.scores, strict=True) if score > 0.3)
     assert 0 < len(over) < 120
     assert [m.id for m in filled.iter({"$holds": "far"})] == over
+
+
+def holding(store, terms, conditions=(), threshold=0.0):
+    """Ids of the memories that score above a threshold, silent ones among them, by brute force."""
+    dense, ids = store.traces().to_dense(), store.traces().ids
+    scores = sum(weight * dense[:, neuron] for neuron, weight in terms.items())
+    passing = np.ones(len(ids), dtype=bool)
+    for condition in conditions:
+        passing &= condition(dense)
+    return ids[passing & (scores + np.zeros(len(ids)) > threshold)].tolist()
+
+
+@pytest.mark.parametrize("threshold", [-1.5, -0.05, 0.0, 0.05, 0.5])
+@pytest.mark.parametrize(
+    ("expression", "terms", "conditions"),
+    [
+        ("-3", {3: -1.0}, []),
+        ("3 - 2*5", {3: 1.0, 5: -2.0}, []),
+        ("3>0.1 & !5", {}, [lambda dense: dense[:, 3] > 0.1, lambda dense: dense[:, 5] <= 0]),
+        ("3 - 4 & 5<0.4", {3: 1.0, 4: -1.0}, [lambda dense: dense[:, 5] < 0.4]),
+    ],
+)
+def test_a_lens_holds_for_exactly_what_scores_above(
+    filled, expression, terms, conditions, threshold
+):
+    """Whatever its signs and its threshold: nothing more is ever deleted by it."""
+    filled.lenses.save("it", expression, threshold=threshold)
+    expected = holding(filled, terms, conditions, threshold)
+    assert [m.id for m in filled.iter({"$holds": "it"})] == expected
+    assert filled.delete_where({"$holds": "it"}) == len(expected)
+
+
+def test_a_dense_lens_holds_for_what_its_composite_scores_above(filled):
+    """To the last bit: at every score as the threshold."""
+    hits = filled.composite("3 - 0.5*5", k=120, by="dense", min_score=None)
+    for score in hits.scores[::7]:
+        filled.lenses.save("far", "3 - 0.5*5", by="dense", threshold=score)
+        over = {i for i, own in zip(hits.ids, hits.scores, strict=True) if own > score}
+        assert {m.id for m in filled.iter({"$holds": "far"})} == over
+
+
+def test_a_dense_lens_alone_ranks_everything(filled):
+    """A cosine of 0 is nothing special: no hit is cut off there."""
+    filled.lenses.save("far", "3", by="dense", threshold=-0.5)
+    assert len(filled.composite("far", k=120)) == 120
 
 
 def test_a_lens_is_live(filled):

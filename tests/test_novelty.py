@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from memstore import MemoryStore, layout
 from memstore.core.vectors import NEAR_COPY
-from memstore.errors import InvalidInput, InvalidQuery, InvalidText, MemoryNotFound
+from memstore.errors import InvalidFile, InvalidInput, InvalidQuery, InvalidText, MemoryNotFound
 from memstore.hits import Hits
 from tests.conftest import fill_lively, lively_encoder, make_encoder
 
@@ -86,6 +86,54 @@ def test_links_travel_with_an_encoded_export(linked, tmp_path):
                 for memory_id, own in expected.items()
                 if name == "all" or memory_id != 1
             }
+
+
+def test_the_nearest_is_linked_wherever_it_came_from(store):
+    """In one batch as one by one: an earlier row that is nearer than what is stored."""
+    near = np.array([[1, 0.3, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0], [1, 0.02, 0, 0, 0, 0]])
+    store.insert("stored", on_duplicate="link")
+    first = store.insert_many(["s"], vectors=near[:1], on_duplicate="link")
+    ids = store.insert_many(["a", "b"], vectors=near[1:], on_duplicate="link")
+    assert [both.other.id for both in store.copies(ids[0])] == [first[0], ids[1]]
+    assert [both.other.id for both in store.copies(ids[1])] == [ids[0]]
+
+
+def test_the_same_text_again_keeps_its_links(store):
+    """An upsert of what is there changes nothing."""
+    store.insert("entry 1")
+    twin = store.upsert(key="twin", text="entry 1")
+    store.delete(twin)
+    twin = store.insert("entry 1", key="twin", on_duplicate="link")
+    store.upsert(key="twin", text="entry 1", category="x")
+    assert len(store.copies(twin)) == 1
+    store.upsert(key="twin", text="entry 2")
+    assert store.copies(twin) == []
+
+
+@pytest.mark.parametrize(
+    "link", [(1, 2.0), (1, "x"), (1, None), (3, 0.99), ("1", 0.99), (-1, 0.99)]
+)
+def test_a_strange_link_is_refused(linked, tmp_path, link):
+    """In an export that somebody wrote by hand: memory 3 is linked to what cannot be."""
+    with MemoryStore.open(linked, mode="r") as store:
+        store.export(tmp_path / "all.jsonl", encoded=True)
+    lines = (tmp_path / "all.jsonl").read_text("utf-8").splitlines()
+    row = json.loads(lines[3])
+    assert row["id"] == 3
+    row["link_id"], row["link_cosine"] = link
+    lines[3] = json.dumps(row)
+    (tmp_path / "all.jsonl").write_text("\n".join(lines), "utf-8")
+    with MemoryStore.open(tmp_path / "new.db") as other, pytest.raises(InvalidFile):
+        other.load(tmp_path / "all.jsonl")
+
+
+def test_links_and_novelty_outlive_a_damaged_index(lively):
+    """An index that names what is not there is built anew, as in a search."""
+    lively.search_vector([1.0] * 6, 3)
+    with lively._database.driver() as raw:
+        raw.execute("DELETE FROM vector WHERE memory_id = 7")
+    assert lively.insert("entry", on_duplicate="link")
+    assert lively.novelty("entry").nearest is not None
 
 
 def test_links_with_given_vectors(store):
@@ -195,6 +243,11 @@ def test_diverse_by_nearness_alone_changes_nothing(lively):
         lively.diverse(hits, 5, cover=2)
     with pytest.raises(InvalidQuery, match="k is 0"):
         lively.diverse(hits, 0)
+    for wrong in (list(hits), None, [1, 2]):
+        with pytest.raises(InvalidQuery, match="hits of a query"):
+            lively.diverse(wrong, 5)
+    backwards = lively.diverse(hits[::-1], 3, cover=0.0)
+    assert set(backwards.scores) == set(hits.scores[:3])
 
 
 def test_what_was_deleted_meanwhile_says_nothing(lively):

@@ -24,7 +24,7 @@ from memstore.errors import (
     StoreError,
 )
 from memstore.hits import Hit, Hits
-from tests.conftest import make_encoder
+from tests.conftest import fill_lively, lively_encoder, make_encoder
 
 
 def texts_on_disk(path):
@@ -510,3 +510,38 @@ def test_an_interrupted_index_update_never_answers(path, encoder, monkeypatch):
         with MemoryStore.open(path, mode="r", encoder=encoder) as fresh:
             assert store.search("C", 60) == fresh.search("C", 60)
         assert store.check() == []
+
+
+# --- ids and scores alone -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", [None, {"id": {"$lte": 20}}], ids=["search", "filter first"])
+def test_unfetched_hits_are_the_same_once_looked_at(where):
+    """Ids and scores at once; texts, parts and reasons later."""
+    with MemoryStore.open(":memory:", encoder=lively_encoder()) as store:
+        fill_lively(store, 60)
+        for query in ("3", "3 - 0.5*5", "3 & 4>0.1"):
+            plain = store.composite(query, 7, where=where)
+            later = store.composite(query, 7, where=where, fetch=False)
+            assert (later.ids, later.scores) == (plain.ids, plain.scores)
+            assert later == plain
+            assert [hit.why() for hit in later] == [hit.why() for hit in plain]
+        assert store.top(3, 5, fetch=False) == store.top(3, 5)
+
+
+@pytest.mark.parametrize("where", [None, {"id": {"$lte": 20}}], ids=["search", "filter first"])
+def test_unfetched_hits_of_memories_that_changed(where):
+    """A new text stands beside why the old one was found; what is gone is said to be."""
+    with MemoryStore.open(":memory:", encoder=lively_encoder()) as store:
+        fill_lively(store, 60)
+        before = store.top(3, 3, where=where)
+        why = before[0].why()
+        later = store.top(3, 3, where=where, fetch=False)
+        store.update(before.ids[0], text="entry of other words")
+        assert later[0].text == "entry of other words"
+        assert later[0].why() == why
+        gone = store.top(3, 3, where=where, fetch=False)
+        store.delete(gone.ids[1])
+        assert len(gone.ids) == 3
+        with pytest.raises(MemoryNotFound, match="deleted since"):
+            list(gone)

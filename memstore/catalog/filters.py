@@ -83,7 +83,7 @@ class Compiler:
         return and_(true(), *parts)
 
     def logic(self, name: str, value: object, depth: int) -> Compiled:
-        """Return the condition of ``$and``, ``$or``, ``$nor`` over a list of filters."""
+        """Return the condition of ``$and``, ``$or``, ``$nor``, ``$not`` or ``$holds``."""
         if name == "$not":
             return not_(self.filter(value, depth + 1))
         if name == HOLDS:
@@ -229,6 +229,24 @@ def apply(field: Field, name: object, operand: object) -> Compiled:
     if name == "$exists":
         raise InvalidFilter(f"{field.name}: $exists takes true or false, not {brief(operand)}")
     raise InvalidFilter(f"{field.name}: unknown operator {brief(name)}: use {', '.join(OPERATORS)}")
+
+
+def mentions(where: object, operator_: str) -> bool:
+    """Return whether a filter has an operator in the place of a field anywhere."""
+    layer: list[object] = [where]
+    for _ in range(2 * MAX_DEPTH + 4):  # a filter inside $and is two deeper than the one around it
+        inner: list[object] = []
+        for value in layer:
+            if isinstance(value, Mapping):
+                if operator_ in value:
+                    return True
+                inner.extend(value.values())
+            elif isinstance(value, list | tuple):
+                inner.extend(value)
+        layer = [value for value in inner if isinstance(value, Mapping | list | tuple)]
+        if not layer:
+            return False
+    return False
 
 
 def definitely(condition: Compiled) -> Compiled:

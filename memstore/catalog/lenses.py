@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, delete, select
-from sqlalchemy.dialects.sqlite import insert as upsert
+from sqlalchemy import Connection, delete, insert, select
 
-from memstore.catalog.memories import to_time
+from memstore.catalog.memories import to_microseconds, to_time
 from memstore.catalog.schema import lens
 from memstore.types import Lens
 
@@ -25,16 +24,11 @@ def all_lenses(connection: Connection, encoder_id: int) -> list[Lens]:
     ]
 
 
-def save(connection: Connection, encoder_id: int, saved: Lens, moment: int) -> None:
-    """Save a lens in place of one of its name."""
-    values = {name.name: getattr(saved, name.name) for name in COLUMNS if name is not lens.c.name}
-    connection.execute(
-        upsert(lens)
-        .values(encoder_id=encoder_id, name=saved.name, created_at=moment, **values)
-        .on_conflict_do_update(
-            index_elements=["encoder_id", "name"], set_={**values, "created_at": moment}
-        )
-    )
+def add(connection: Connection, encoder_id: int, saved: Lens) -> None:
+    """Save a lens whose name no other has."""
+    made = 0 if saved.created_at is None else to_microseconds(saved.created_at)
+    values = {column.name: getattr(saved, column.name) for column in COLUMNS}
+    connection.execute(insert(lens).values(encoder_id=encoder_id, created_at=made, **values))
 
 
 def remove(connection: Connection, encoder_id: int, name: str) -> bool:

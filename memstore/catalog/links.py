@@ -40,7 +40,6 @@ def forget(connection: Connection, memory_id: int) -> None:
     )
 
 
-def all_links(connection: Connection) -> list[Link]:
-    """Return every link, by memory."""
-    rows = connection.execute(select(link).order_by(link.c.memory_id))
-    return [(row.memory_id, row.other_id, row.cosine) for row in rows]
+def all_links(connection: Connection) -> dict[int, tuple[int, float]]:
+    """Return ``{memory: (other memory, cosine)}`` of every link."""
+    return {row.memory_id: (row.other_id, row.cosine) for row in connection.execute(select(link))}

@@ -11,11 +11,18 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, insert, select, text, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
+from memstore.catalog import lenses
 from memstore.catalog.engine import driver_of
 from memstore.catalog.lists import parameters, places
 from memstore.catalog.schema import encoder, neuron, store
 from memstore.core.vectors import stored_sizes
-from memstore.errors import RESCUE, EncoderMismatch, StoreDamaged, StoreNotFound
+from memstore.errors import (
+    RESCUE,
+    EncoderMismatch,
+    InvalidInput,
+    StoreDamaged,
+    StoreNotFound,
+)
 from memstore.types import Float64, Int64
 
 #: How a label came about: by hand, or by ``MADE`` methods, which yield to every other.
@@ -180,14 +187,24 @@ def labels(
 def number_of_label(
     connection: Connection, encoder_id: int, name: str, *, made: bool = False
 ) -> int | None:
-    """Return the neuron that was given this label, or that it was ``made`` for."""
-    rows = select(neuron.c.neuron, neuron.c.method).where(
-        neuron.c.encoder_id == encoder_id, neuron.c.label == name
+    """Return the neuron that was given this label, capitals aside, or that it was ``made`` for."""
+    wanted = alike(name)
+    # SQLite's lower() knows the letters of ASCII only.
+    same = "AND lower(label) = ?2" if wanted.isascii() else ""
+    rows = driver_of(connection).execute(
+        "SELECT neuron, label, method FROM neuron WHERE encoder_id = ?1 AND label IS NOT NULL "
+        f"{same} ORDER BY neuron",
+        (encoder_id, wanted) if same else (encoder_id,),
     )
-    for number, method in connection.execute(rows.order_by(neuron.c.neuron)):
-        if (method in MADE) == made:
+    for number, label, method in rows:
+        if alike(label) == wanted and (method in MADE) == made:
             return int(number)
     return None
+
+
+def alike(name: str) -> str:
+    """Return what two names have in common that are the same but for capitals and blanks."""
+    return " ".join(name.split()).casefold()
 
 
 def all_labels(connection: Connection, encoder_id: int) -> list[str]:
@@ -207,8 +224,13 @@ def label_rows(connection: Connection, encoder_id: int) -> list[Label]:
 def set_label(connection: Connection, encoder_id: int, named: Label) -> None:
     """Name a neuron, or take its name away with None.
 
-    A label that was made for another neuron gives way to it.
+    A label that was made for another neuron gives way to it. Raises ``InvalidInput`` where a lens
+    has that name: it would be open which is meant.
     """
+    if named.label is not None and any(
+        alike(lens.name) == alike(named.label) for lens in lenses.all_lenses(connection, encoder_id)
+    ):
+        raise InvalidInput(f"a lens is called {named.label!r} already: choose another name")
     if named.label is None:
         named = Label(named.neuron, None, method=None)
     else:

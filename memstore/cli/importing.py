@@ -115,7 +115,8 @@ def store_file(
         except KeyboardInterrupt:
             progress.close()
             new = opened.count() - before
-            message = f"{new} new memories are stored; the same command goes on from there"
+            again = "" if on_duplicate == "skip" else " with --on-duplicate skip"
+            message = f"{new} new memories are stored; the same command{again} goes on from there"
             click.echo(f"memstore: {message}", err=True)
             raise SystemExit(INTERRUPTED) from None
         except InvalidInput as error:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import click
 
 from memstore.cli.options import changer, json_option, reader, store_argument
-from memstore.cli.output import print_json, print_result, print_table
+from memstore.cli.output import one_line, print_json, print_result, print_table
+from memstore.core.expression import Expression
+from memstore.errors import EncoderError, InvalidExpression
 from memstore.lenses import LARGEST, SIZE
 from memstore.options import Scoring
+from memstore.store import MemoryStore
 from memstore.types import Lens
 
 
@@ -40,7 +43,13 @@ def lens_command() -> None:
     help="Directions among vectors, or activations, which mix with other neurons.",
 )
 @click.option("--positive", is_flag=True, help="Only neurons that speak for the category.")
-@click.option("--seed", default=0, show_default=True, help="Decides how memories are divided.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Decides how memories are divided.",
+)
 @json_option
 def learn_command(
     store: str,
@@ -61,12 +70,14 @@ def learn_command(
         lens = opened.lenses.learn(
             category, name=name, neurons=neurons, by=by, positive=positive, seed=seed
         )
-        count = opened.count({"$holds": lens.name})
-        names = opened.neurons.of(numbers_of(lens))
+        count = opened.count({"$holds": lens})
+        names = opened.neurons.of([neuron for neuron, _ in terms_of(lens)])
     if as_json:
         print_json({**lens.to_dict(), "holds": count, "neurons": names})
         return
-    click.echo(f"{lens.name}: AUC {lens.grade:.3f}, by {lens.by}, holds for {count:,} memories")
+    click.echo(
+        f"{one_line(lens.name)}: AUC {lens.grade:.3f}, by {lens.by}, holds for {count:,} memories"
+    )
     rows = [
         [f"N{neuron}", f"{weight:+g}", names.get(neuron, "unclear")]
         for neuron, weight in terms_of(lens)
@@ -94,8 +105,8 @@ def save_command(
     """Save EXPR in STORE under NAME."""
     with changer(store) as opened:
         lens = opened.lenses.save(name, expression, by=by, threshold=threshold)
-        count = opened.count({"$holds": lens.name})
-    line = f"{lens.name}: {lens.expression}, holds for {count:,} memories"
+        count = opened.count({"$holds": lens})
+    line = f"{one_line(lens.name)}: {lens.expression}, holds for {count:,} memories"
     print_result(line, {**lens.to_dict(), "holds": count}, as_json=as_json)
 
 
@@ -108,24 +119,32 @@ def list_command(store: str, as_json: bool) -> None:
         own = list(opened.lenses)
         known = {lens.name.casefold() for lens in own}
         shipped = [lens for lens in opened.lenses.shipped() if lens.name.casefold() not in known]
-        counts = {lens.name: opened.count({"$holds": lens.name}) for lens in (*own, *shipped)}
+        listed = [(lens, held(opened, lens)) for lens in (*own, *shipped)]
     if as_json:
-        print_json([{**lens.to_dict(), "holds": counts[lens.name]} for lens in (*own, *shipped)])
+        print_json([{**lens.to_dict(), "holds": count} for lens, count in listed])
         return
-    if not counts:
+    if not listed:
         click.echo("no lenses: `lens save` or `lens learn` makes one", err=True)
         return
     rows = [
         [
-            lens.name,
+            one_line(lens.name),
             lens.by,
             "-" if lens.grade is None else f"{lens.grade:.3f}",
-            f"{counts[lens.name]:,}",
-            lens.expression,
+            "-" if count is None else f"{count:,}",
+            one_line(lens.expression),
         ]
-        for lens in (*own, *shipped)
+        for lens, count in listed
     ]
     print_table(["name", "by", "AUC", "holds", "expression"], rows)
+
+
+def held(store: MemoryStore, lens: Lens) -> int | None:
+    """Return how many memories a lens holds for, None where it cannot be asked here."""
+    try:
+        return store.count({"$holds": lens})
+    except (EncoderError, InvalidExpression):
+        return None
 
 
 @click.command("remove")
@@ -136,19 +155,12 @@ def remove_command(store: str, name: str, as_json: bool) -> None:
     """Take the lens called NAME out of STORE; memories stay as they are."""
     with changer(store) as opened:
         opened.lenses.remove(name)
-    print_result(f"{name} is no lens now", {"removed": name}, as_json=as_json)
+    print_result(f"{one_line(name)} is no lens now", {"removed": name}, as_json=as_json)
 
 
 def terms_of(lens: Lens) -> list[tuple[int, float]]:
     """Return the (neuron, weight) pairs of a lens, as they are spelled."""
-    from memstore.core.expression import Expression
-
     return [(int(neuron), weight) for neuron, weight in Expression.of(lens.expression).terms]
-
-
-def numbers_of(lens: Lens) -> list[int]:
-    """Return the neurons of a lens."""
-    return [neuron for neuron, _ in terms_of(lens)]
 
 
 for command in (learn_command, save_command, list_command, remove_command):

@@ -68,7 +68,7 @@ def neuron_command(
         return
     tell_neuron(known, names)
     for neuron_id, cosine in near:
-        name = f"N{neuron_id} {names.get(neuron_id, '')}".strip()
+        name = one_line(f"N{neuron_id} {names.get(neuron_id, '')}")
         click.echo(f"points like {name}: cosine {cosine:.2f}")
 
 
@@ -86,7 +86,9 @@ def tell_neuron(known: Neuron, names: Mapping[int, str]) -> None:
             "histogram": f"0 |{bars}| {known.maximum:.3f}",
             "months": {month: str(n) for month, n in [*known.months.items()][-MONTHS:]},
             "fires with": {
-                f"N{one.neuron} {names.get(one.neuron, '')}".strip(): f"{one.lift:.1f} x by chance"
+                one_line(
+                    f"N{one.neuron} {names.get(one.neuron, '')}"
+                ): f"{one.lift:.1f} x by chance"
                 for one in known.company[:NEIGHBOURS]
             },
         }
@@ -125,12 +127,16 @@ def show_command(store: str, id: int, as_json: bool) -> None:
         memory = opened.get(id)
         trace = opened.trace(id).to_dict()
         labels = opened.neurons.of(list(trace))
+        near = {both.other.id: both.cosine for both in opened.copies(id)}
     if as_json:
-        print_json({**memory.to_dict(), "trace": {str(n): a for n, a in trace.items()}})
+        facts = {**memory.to_dict(), "trace": {str(n): a for n, a in trace.items()}}
+        print_json({**facts, "copies": [list(pair) for pair in near.items()]})
         return
     facts = {name: value for name, value in memory.to_dict().items() if name != "text"}
     print_facts({name: "-" if value is None else value for name, value in facts.items()})
     click.echo("\n" + click.wrap_text(printable(memory.text), width()) + "\n")
+    for other, cosine in near.items():
+        click.echo(f"near-copy of memory {other} (cosine {cosine:.3f}; `memstore diff` says how)\n")
     rows = [
         [f"N{neuron}", f"{activation:.4f}", labels.get(neuron, "-")]
         for neuron, activation in islice(trace.items(), SHOWN_NEURONS)

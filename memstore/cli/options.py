@@ -14,6 +14,7 @@ import click
 
 from memstore.errors import InvalidFilter
 from memstore.hits import Hits
+from memstore.options import MAX_K
 from memstore.store import MemoryStore
 
 
@@ -73,7 +74,7 @@ def where_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def varied(store: MemoryStore, ask: Callable[[int], Hits], k: int, diverse: bool) -> Hits:
     """Return the k hits that ``ask`` gives, or the most diverse among ten times as many."""
-    return store.diverse(ask(DIVERSE * k), k) if diverse else ask(k)
+    return store.diverse(ask(min(DIVERSE * k, max(k, MAX_K))), k) if diverse else ask(k)
 
 
 def read_neuron(text: str) -> int | str:

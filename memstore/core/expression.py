@@ -142,7 +142,7 @@ class Expression:
                     "with where={'$holds': name}"
                 )
             number = numbered(found, width)
-            conditions.append(Condition(number, condition.op, condition.threshold))
+            conditions.append(Condition(number, condition.op, float(condition.threshold)))
         return NeuronQuery(
             terms=tuple(sorted((n, float(w)) for n, w in weights.items() if w != 0)),
             conditions=tuple(conditions),

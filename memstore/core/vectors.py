@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from memstore.errors import InvalidVector, StoreDamaged
-from memstore.types import Float32
+from memstore.types import Float32, Float64
 
 #: Cosine from which one text nearly repeats another.
 NEAR_COPY = 0.95
@@ -95,6 +95,18 @@ def refuse_rows(bad: NDArray[np.bool_], complaint: str, first: int = 0) -> None:
     """Raise ``InvalidVector`` naming the first row that is bad, counted from ``first``."""
     if bad.any():
         raise InvalidVector(f"vector {first + int(np.argmax(bad))} {complaint}")
+
+
+def cosines(vectors: Float32, direction: Float32) -> Float64:
+    """Return the cosine of each of (n, d) vectors and one of (d,).
+
+    Each row is summed alone: a matrix product would round by the shape of its blocks, and two equal
+    vectors could come out unequal. What is stored is of unit length to within its rounding only;
+    dividing by the norms keeps a cosine within 1.
+    """
+    rows, one = vectors.astype(np.float64), direction.astype(np.float64)
+    norms = np.sqrt(np.einsum("ij,ij->i", rows, rows)) * np.sqrt((one * one).sum())
+    return np.asarray(np.minimum(np.einsum("ij,j->i", rows, one) / norms, 1.0), dtype=np.float64)
 
 
 # --- as they are stored --------------------------------------------------------------------------

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memstore.core.ranking import NOTHING, Ranked, best
+from memstore.core.vectors import cosines
 from memstore.errors import IndexDamaged
 from memstore.index.files import IndexFile
 from memstore.index.lists import (
@@ -279,19 +280,13 @@ class DenseIndex:
         return kind(sel=self.faiss.IDSelectorBitmap(bits), **more)
 
     def _scored(self, vector: Float32, rows: Int64, source: Source) -> Ranked:
-        # Each row is summed alone: a matrix product would round by the shape of its blocks, and
-        # two equal vectors could come out unequal.
         ids = self.ids[rows]
         if self.trained_for:
             ids = np.sort(ids)
             kept = source.fetch(ids)
         else:
             kept = self._kept(rows)
-        vectors, query = kept.astype(np.float64), vector.astype(np.float64)
-        # Unit length holds to float16 only; dividing by the norms keeps a cosine within 1.
-        norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors)) * np.sqrt((query * query).sum())
-        products = np.einsum("ij,j->i", vectors, query)
-        return Ranked(ids, np.minimum(products / norms, 1.0))
+        return Ranked(ids, cosines(kept, vector))
 
     def _kept(self, rows: Int64) -> Float32:
         """Return the vectors that an exact index keeps."""

@@ -96,8 +96,10 @@ class _Task:
     @classmethod
     def of(cls, values: Float64, inside: Mask, positive: bool) -> _Task:
         spread = values.std(axis=0)
-        usable = ((values != 0).sum(axis=0) >= FEWEST_FIRED) & (spread > 0)
-        safe = np.where(spread > 0, spread, 1.0)
+        # Equal values spread by what a mean loses to rounding.
+        varies = spread > 1e-9 * np.abs(values).max(axis=0)
+        usable = ((values != 0).sum(axis=0) >= FEWEST_FIRED) & varies
+        safe = np.where(varies, spread, 1.0)
         share = np.where(inside, 0.5 / inside.sum(), 0.5 / (~inside).sum())
         columns = (values - values.mean(axis=0)) / safe
         return cls(columns, safe, usable, inside.astype(np.float64), share, positive)

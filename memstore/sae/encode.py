@@ -127,8 +127,12 @@ class SAE:
         if not self.decodes_vectors:
             raise InvalidWeights(
                 f"the neurons of a {self.config.architecture} stand for directions in its "
-                "projection, not among vectors: ask by='trace'"
+                "projection, not among vectors"
             )
+        return self._directions
+
+    @cached_property
+    def _directions(self) -> Float32:
         columns = self.tensors["decoder.weight"].T.astype(np.float32)
         lengths = np.linalg.norm(columns, axis=1, keepdims=True)
         return np.asarray(columns / np.maximum(lengths, 1e-12), dtype=np.float32)
