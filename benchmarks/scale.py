@@ -123,8 +123,9 @@ def ask(path: Path, asked: Float32) -> dict[str, Any]:
     for name, each in kinds.items():
         for query in each:
             store.composite(query, K)
-        asking = [lambda query=query: store.composite(query, K) for query in each]
-        figures[f"{name} p50 ms"], figures[f"{name} p99 ms"] = measured(asking)
+        for fetch, more in ((True, ""), (False, ", ids and scores")):
+            asking = [lambda q=query, f=fetch: store.composite(q, K, fetch=f) for query in each]
+            figures[f"{name}{more} p50 ms"], figures[f"{name}{more} p99 ms"] = measured(asking)
     figures["found"] = [store.search_vector(vector, K).ids for vector in asked]
     searching = [lambda vector=vector: store.search_vector(vector, K) for vector in asked]
     figures["dense p50 ms"], figures["dense p99 ms"] = measured(searching)

@@ -32,8 +32,8 @@ def recover(store: Path, target: Path) -> Recovered:
     Reads the pages without SQLite, so neither the first page nor the way to a row is needed; the
     WAL counts where it is whole. A text that does not match its checksum is marked in the
     metadata; metadata, keys and times have none. A category whose name is gone is called by its
-    number. Vectors, traces, labels, lenses and links stay behind: importing encodes anew. Close the store
-    elsewhere first.
+    number. Vectors, traces, labels, lenses and links stay behind: importing encodes anew. Close the
+    store elsewhere first.
 
     Raises ``StoreNotFound``, ``StoreDamaged`` where there is nothing to read, ``StoreError`` where
     something is at ``target``.
