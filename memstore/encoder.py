@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from memstore.catalog.neurons import EncoderRecord
     from memstore.sae.encode import SAE
 
+#: A folder with this file, and ``tokenizer.json``, is run by onnxruntime.
+ONNX_MODEL = "model.onnx"
+
 
 @dataclass(frozen=True)
 class Encoder:
@@ -50,23 +53,26 @@ class Encoder:
         """Return an encoder of parts.
 
         ``embedder`` is an object with ``dimension``, ``fingerprint`` and ``embed``, the name or
-        folder of a sentence-transformers model, or None for the shipped one. ``sae`` is a weights
-        folder, a prototype's ``.pth`` file, the name of a shipped SAE ("sae-3072-k64"), or None for
-        the default one.
+        folder of a sentence-transformers model, a folder with ``model.onnx`` and ``tokenizer.json``
+        (the model gives token states, their mean is taken here), or None for the shipped one.
+        ``sae`` is a weights folder, a prototype's ``.pth`` file, the name of a shipped SAE
+        ("sae-3072-k64"), or None for the default one.
         """
-        from memstore.sae.encode import SAE
-
         folder = layout.SAE_FOLDER if sae is None else layout.named_model(sae)
         if embedder is None or isinstance(embedder, str):
             config = embedder_config(embedder)
-            embedder = load_embedder(config)
-        else:
-            config = {"kind": "object", "class": type(embedder).__name__}
+            return cls._of(load_embedder(config), config, folder)
+        return cls._of(embedder, {"kind": "object", "class": type(embedder).__name__}, folder)
+
+    @classmethod
+    def _of(cls, embedder: Embedder, config: Mapping[str, Any], folder: Path) -> Encoder:
+        from memstore.sae.encode import SAE
+
         return cls(
             embedder,
             SAE.load(folder),
             name=f"{embedder_name(config)} + {folder.name}",
-            config={"embedder": config, "sae": layout.model_location(folder)},
+            config={"embedder": dict(config), "sae": layout.model_location(folder)},
         )
 
     @classmethod
@@ -86,7 +92,7 @@ class Encoder:
                 f"this store was made with an embedder of class {embedder['class']}, which only "
                 "your program has: hand it in, MemoryStore.open(path, encoder=Encoder.of(...))"
             )
-        return cls.of(embedder.get("name"), sae)
+        return cls._of(load_embedder(embedder), embedder, sae)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -128,16 +134,17 @@ class Encoder:
 
 
 def embedder_config(name: str | None) -> dict[str, Any]:
-    """Return what to write down for the shipped embedder or a sentence-transformers model."""
-    if name is None:
-        return {"kind": "onnx", "folder": layout.model_location(layout.EMBEDDER_FOLDER)}
+    """Return what to write down for the shipped embedder, a folder of ONNX, or another model."""
+    folder = layout.EMBEDDER_FOLDER if name is None else Path(name)
+    if (folder / ONNX_MODEL).is_file():
+        return {"kind": "onnx", "folder": layout.model_location(folder)}
     return {"kind": "sentence-transformers", "name": name}
 
 
 def embedder_name(config: Mapping[str, Any]) -> str:
     """Return what to call an embedder."""
     if config["kind"] == "onnx":
-        return str(layout.EMBEDDER_FOLDER.name)
+        return layout.resolve_model(config["folder"]).name
     return str(config.get("name") or config["class"])
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from memstore.catalog import memories, neurons, traces
-from memstore.catalog.filters import HOLDS, compile_filter, mentions
+from memstore.catalog.filters import asks_neurons, compile_filter
 from memstore.core.traces import concatenate, empty
 from memstore.errors import InvalidQuery, MemoryNotFound, brief
 from memstore.hits import Hits
@@ -56,7 +56,7 @@ class Reader(OpenStore):
         What ``$holds`` asks of neurons is answered once, at the beginning.
         """
         self._open_database()
-        if where is not None and mentions(where, HOLDS):
+        if where is not None and asks_neurons(where):
             yield from self._iter_found(where)
             return
         condition = None if where is None else compile_filter(where, lambda _: ())

@@ -19,7 +19,7 @@ from sqlalchemy import ColumnElement
 from memstore import composites, directions, reasons
 from memstore.catalog import lenses, neurons, traces, words
 from memstore.catalog.engine import Database
-from memstore.catalog.filters import HOLDS, compile_filter, mentions
+from memstore.catalog.filters import asks_neurons, compile_filter
 from memstore.catalog.neurons import EncoderRecord
 from memstore.core.expression import check_number
 from memstore.core.ranking import best
@@ -69,7 +69,7 @@ class Searcher:
 
     def prepare(self, where: Where | None) -> None:
         """Load the encoder that a filter will ask: a transaction should not wait for a model."""
-        if where is None or not mentions(where, HOLDS):
+        if where is None or not asks_neurons(where):
             return
         with self.view() as view:
             record = view.encoder
@@ -141,7 +141,7 @@ class Searcher:
 
     def condition(self, where: Where, changes: list[int]) -> ColumnElement[bool]:
         """Return a filter as SQL; ``changes`` gets when neurons were asked for it, if they were."""
-        if not mentions(where, HOLDS):
+        if not asks_neurons(where):
             return compile_filter(where, lambda _: ())
         self.prepare(where)
         with self.view() as view:

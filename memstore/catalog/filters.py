@@ -231,21 +231,25 @@ def apply(field: Field, name: object, operand: object) -> Compiled:
     raise InvalidFilter(f"{field.name}: unknown operator {brief(name)}: use {', '.join(OPERATORS)}")
 
 
-def mentions(where: object, operator_: str) -> bool:
-    """Return whether a filter has an operator in the place of a field anywhere."""
+def asks_neurons(where: object) -> bool:
+    """Return whether ``$holds`` stands somewhere in a filter, in the place of one."""
+    seen: set[int] = set()  # a list may stand in many places, or in itself
     layer: list[object] = [where]
-    for _ in range(2 * MAX_DEPTH + 4):  # a filter inside $and is two deeper than the one around it
+    while layer:
         inner: list[object] = []
         for value in layer:
-            if isinstance(value, Mapping):
-                if operator_ in value:
-                    return True
-                inner.extend(value.values())
-            elif isinstance(value, list | tuple):
-                inner.extend(value)
-        layer = [value for value in inner if isinstance(value, Mapping | list | tuple)]
-        if not layer:
-            return False
+            if not isinstance(value, Mapping) or id(value) in seen:
+                continue
+            seen.add(id(value))
+            if HOLDS in value:
+                return True
+            inner.append(value.get("$not"))
+            for name in LOGIC:
+                several = value.get(name)
+                if isinstance(several, list | tuple) and id(several) not in seen:
+                    seen.add(id(several))
+                    inner.extend(several)
+        layer = inner
     return False
 
 

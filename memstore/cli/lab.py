@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_args
 
 import click
 
-from memstore.cli.options import json_option
+from memstore.cli.options import EMBEDDERS, json_option
 from memstore.cli.output import print_facts, print_json
 from memstore.errors import InvalidInput, MissingExtra
 from memstore.files import read_rows
@@ -25,9 +25,7 @@ texts_argument = click.argument("files", nargs=-1, required=True)
 field_option = click.option(
     "--text", default="text", show_default=True, help="Field with the text."
 )
-embedder_option = click.option(
-    "--embedder", help="Name or folder of a sentence-transformers model. Default: the shipped one."
-)
+embedder_option = click.option("--embedder", help=f"{EMBEDDERS} Default: the shipped one.")
 cache_option = click.option(
     "--cache",
     type=click.Path(path_type=Path, file_okay=False),

@@ -29,6 +29,8 @@ class Finite(click.FloatRange):
         return found
 
 
+#: What an embedder may be named by.
+EMBEDDERS = "Name or folder of a sentence-transformers model, or a folder with model.onnx."
 #: Hits among which diverse ones are chosen, a hit asked for.
 DIVERSE = 10
 
@@ -49,9 +51,7 @@ def encoder_options(command: Callable[..., Any]) -> Callable[..., Any]:
         type=click.Path(path_type=Path),
         help="Weights folder of another SAE, or the name of a shipped one: sae-3072-k64.",
     )(command)
-    return click.option("--embedder", help="Name or folder of a sentence-transformers model.")(
-        command
-    )
+    return click.option("--embedder", help=EMBEDDERS)(command)
 
 
 def where_options(command: Callable[..., Any]) -> Callable[..., Any]:

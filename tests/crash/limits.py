@@ -120,7 +120,7 @@ LIMITS = {
     "a filter of 10,000 lists": asked(lambda s: s.count({"x": mutate.deep(10_000, 1, lists=True)})),
     "a filter nested 10,000 deep, in a query": asked(lambda s: s.top(1, where={"x": DEEP})),
     "a filter nested 10,000 deep, as JSON": asked(
-        lambda s: s.count(read_where('{"a":' * 10_000 + "1" + "}" * 10_000, None))
+        lambda s: s.count(read_where('{"a":' * 10_000 + "1" + "}" * 10_000, None, None))
     ),
     "a filter that names one list without end": asked(lambda s: s.count({"x": shared(30)})),
     "metadata that names one list without end": asked(

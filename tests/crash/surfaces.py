@@ -118,7 +118,7 @@ class Filters:
         return mutate.mutated_text(dice, [text], self.words)
 
     def attempt(self, made: Any) -> None:
-        asked = read_where(made, None) if isinstance(made, str) else made
+        asked = read_where(made, None, None) if isinstance(made, str) else made
         passing = self.store.count(asked)
         found = self.store.composite("!9", 20, where=asked)
         silent = self.store.composite("9>0", 20, where=asked)
