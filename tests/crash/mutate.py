@@ -235,6 +235,9 @@ def where(dice: Random, depth: int = 4) -> Any:
             ]
         elif depth and dice.random() < 0.1:
             asked["$not"] = where(dice, depth - 1)
+        elif dice.random() < 0.1:
+            held = ("9", "9 - 3", "!3", "3>0.1", "-9", 7, {3: 1.0}, "nobody", "3 +", "", None)
+            asked["$holds"] = dice.choice(held) if dice.random() < 0.9 else value(dice)
         else:
             name = dice.choice(FIELDS) if dice.random() < 0.9 else scalar_key(dice)
             asked[name] = condition(dice, depth)

@@ -267,6 +267,7 @@ def test_the_key_is_nowhere(shell, api, job):
     assert not [path for path in files if KEY.encode() in path.read_bytes()]
 
 
+@pytest.mark.slow
 def test_ten_thousand_requests_take_no_more_memory_than_a_thousand(shell, api):
     """plan, submit, fetch: the peak grows by less than the requests weigh, twice over."""
     peaks, sizes = [], []
