@@ -80,6 +80,7 @@ class Lenses:
         ``InvalidInput`` where a neuron was given that name or the name reads as an expression, and
         what the expression raises.
         """
+        self._database.require_writable()
         check_scoring(by)
         known, bound = called(name), checked_threshold(threshold)
         with self._searcher.view() as view:
@@ -109,6 +110,7 @@ class Lenses:
 
         Raises ``InvalidInput`` where either side has too few memories, or nothing tells them apart.
         """
+        self._database.require_writable()
         check_scoring(by)
         size = checked_count("neurons", neurons, 1, LARGEST, f"a lens has 1 to {LARGEST}")
         dice = checked_count("seed", seed, 0, 2**63 - 1, "use a whole number from 0")

@@ -152,6 +152,7 @@ class Neurons:
         """
         from memstore import labelling
 
+        self._database.require_writable()
         with self._searcher.view() as view:
             record = view.encoder
             encoder = self._searcher.load_encoder(record)

@@ -37,6 +37,7 @@ class Reencoding:
         encoder: Encoder,
         embed: bool,
     ) -> None:
+        database.require_writable()
         self.database, self.encoder = database, encoder
         with database.read() as connection:
             self.old = neurons.require_encoder(connection)

@@ -20,6 +20,7 @@ from memstore.errors import (
     InvalidFile,
     InvalidFilter,
     InvalidInput,
+    StoreReadOnly,
     UnknownNeuron,
 )
 from memstore.neurons import lens as learning
@@ -291,6 +292,14 @@ def test_wrong_arguments_of_learn(filled, arguments):
     for wrong in (None, 5, b"x"):
         with pytest.raises((InvalidInput, UnknownNeuron)):
             filled.lenses[wrong]
+
+
+def test_a_reader_learns_and_saves_nothing(narratives):
+    """It says so before it begins."""
+    with MemoryStore.open(narratives, mode="r") as store:
+        for write in (lambda: store.lenses.learn("Routine"), lambda: store.lenses.save("x", "3")):
+            with pytest.raises(StoreReadOnly):
+                write()
 
 
 def test_learning_where_vectors_are_lost(filled):

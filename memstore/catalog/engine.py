@@ -169,13 +169,17 @@ class Database:
                 raise StoreDamaged(f"{self.name} has lost its row in table store: {RESCUE}")
             yield Write(connection, int(change))
 
-    @contextmanager
-    def exclusive(self) -> Iterator[Connection]:
-        """Open the write transaction without touching the change number."""
+    def require_writable(self) -> None:
+        """Raise ``StoreReadOnly`` where the store was opened for reading: before any long work."""
         if self.mode == "r":
             raise StoreReadOnly(
                 f'{self.name} was opened with mode="r": open it with mode="rw" to write'
             )
+
+    @contextmanager
+    def exclusive(self) -> Iterator[Connection]:
+        """Open the write transaction without touching the change number."""
+        self.require_writable()
         self._require_own()  # a child of a fork might wait for a lock that only its parent frees
         with self._queued(), self._connection() as connection:
             writer = connection.execution_options(memstore_begin="IMMEDIATE")

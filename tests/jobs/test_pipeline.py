@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 from local_api import KEY, plan_text
 
 from memstore import MemoryStore
