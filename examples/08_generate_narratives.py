@@ -1,7 +1,8 @@
 """A plan for a domain of your own, written by a language model, into a store that is then asked.
 
-The model here is the local stand-in beside this file, which needs no key and costs nothing; with
-OPENAI_API_KEY set and OPENAI_BASE_URL not, the same commands ask OpenAI.
+Needs the extra ``openai``. The model here is the local stand-in beside this file, which needs no
+key and costs nothing; with OPENAI_API_KEY set and OPENAI_BASE_URL not, the same commands ask
+OpenAI.
 """
 
 import os

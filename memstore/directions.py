@@ -60,6 +60,11 @@ def holding(searcher: Searcher, view: View, expression: Query | Lens) -> Sequenc
     lens = view.lens(expression)
     if lens is None:
         query = view.resolve(expression)  # type: ignore[arg-type]  # no Lens: it would be one
+        if not query.has_positive and not query.conditions:
+            raise InvalidExpression(
+                "by this, everything passes: what never fires is asked for as '!laughing', what "
+                "scores above a bound by a lens"
+            )
         found = searcher.ask(view, lambda index: index.candidates(query))
         return sorted(found.ids.tolist())
     query, floor = view.resolve(lens.expression, lens.by), lens.threshold

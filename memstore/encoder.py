@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from memstore import layout
 from memstore.core.vectors import unit_vectors
-from memstore.errors import RENEW, EncoderMismatch, InvalidWeights
+from memstore.errors import RENEW, EncoderMismatch, InvalidWeights, brief
 from memstore.types import Embedder, Float32, Traces
 
 if TYPE_CHECKING:
@@ -58,7 +58,14 @@ class Encoder:
         ``sae`` is a weights folder, a prototype's ``.pth`` file, the name of a shipped SAE
         ("sae-3072-k64"), or None for the default one.
         """
+        if not isinstance(sae, Path | str | None):
+            raise InvalidWeights(f"sae={brief(sae)}: name a weights folder, or 'sae-3072-k64'")
         folder = layout.SAE_FOLDER if sae is None else layout.named_model(sae)
+        if embedder is not None and not isinstance(embedder, Embedder | str):
+            raise InvalidWeights(
+                f"embedder={brief(embedder)}: name a model or a folder, or hand in an object with "
+                "dimension, fingerprint and embed"
+            )
         if embedder is None or isinstance(embedder, str):
             config = embedder_config(embedder)
             return cls._of(load_embedder(config), config, folder)

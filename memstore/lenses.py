@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import get_args
@@ -35,7 +36,7 @@ SIZE, LARGEST = 5, 100
 
 
 class Lenses:
-    """The lenses of a store, by name; those that ship with its encoder are not among them."""
+    """The lenses of a store, by name; those that ship with its encoder are found, not listed."""
 
     def __init__(self, database: Database, searcher: Searcher) -> None:
         self._database, self._searcher = database, searcher
@@ -51,14 +52,28 @@ class Lenses:
         return len(self._all())
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and lens_called(name, self._all()) is not None
+        return isinstance(name, str) and self._found(name) is not None
+
+    def _found(self, name: str) -> Lens | None:
+        return lens_called(name, self._all()) or lens_called(name, self.shipped())
 
     def __getitem__(self, name: str) -> Lens:
-        """Return the lens of this name. Raises ``UnknownNeuron``."""
-        found = lens_called(name, self._all()) if isinstance(name, str) else None
+        """Return the lens of this name, saved here or shipped. Raises ``UnknownNeuron``."""
+        found = self._found(name) if isinstance(name, str) else None
         if found is None:
             raise UnknownNeuron(f"no lens is called {brief(name)}: `memstore lens list` names them")
         return found
+
+    def hidden_by(self, name: str) -> str | None:
+        """Return what a name means now, which a lens of that name will hide; None for nothing."""
+        if lens_called(name, self._all()) is not None:
+            return "the lens saved before"
+        with self._searcher.view() as view:
+            try:
+                found = view.named(name)
+            except UnknownNeuron:
+                return None
+        return "a lens that ships" if isinstance(found, Lens) else f"N{found}"
 
     def shipped(self) -> list[Lens]:
         """Return the lenses that ship with the store's encoder; one saved here comes first."""
@@ -162,8 +177,15 @@ class Lenses:
         return made
 
     def remove(self, name: str) -> None:
-        """Take a lens away; what it held for stays. Raises ``UnknownNeuron``."""
+        """Take a lens away; what it held for stays.
+
+        Raises ``UnknownNeuron``, ``InvalidInput`` for one that ships.
+        """
         saved = self[name]
+        if lens_called(name, self._all()) is None:
+            raise InvalidInput(
+                f"{brief(name)} ships with the encoder: one saved here comes before it"
+            )
         with self._database.write() as tx:
             record = neurons.require_encoder(tx.connection)
             lenses.remove(tx.connection, record.id, saved.name)
@@ -212,8 +234,12 @@ def sides(connection: Connection, category: str, seed: int) -> tuple[NDArray[np.
     parts = [known[of_it], known[~of_it]]
     for part, what in zip(parts, (f"of {brief(category)}", "of other categories"), strict=True):
         if len(part) < FEWEST:
+            near = difflib.get_close_matches(category.casefold(), map(str.casefold, names), 1)
+            meant = [n for n in names if n.casefold() in near and n != category]
+            hint = f"; did you mean {brief(meant[0])}?" if meant else ""
             raise InvalidInput(
-                f"{len(part)} memories {what}: a lens is learned from {FEWEST} of either, or more"
+                f"{len(part)} memories {what}: a lens is learned from {FEWEST} of either, or "
+                f"more{hint}"
             )
     kept = [dice.permutation(part)[:MOST] for part in parts]
     ids = np.sort(np.concatenate(kept))

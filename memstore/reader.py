@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from memstore.catalog import memories, neurons, traces
 from memstore.catalog.filters import asks_neurons, compile_filter
+from memstore.core.expression import check_ref
 from memstore.core.traces import concatenate, empty
 from memstore.errors import InvalidQuery, MemoryNotFound, brief
 from memstore.hits import Hits
@@ -140,6 +141,7 @@ class Reader(OpenStore):
         Or that a lens of that name puts first. ``fetch`` as for ``composite``.
         """
         self._open_database()
+        check_ref(neuron)
         reference = int(neuron) if isinstance(neuron, np.integer) else neuron
         return self._searcher.composite({reference: 1.0}, k, where, 0.0, None, None, fetch)
 

@@ -224,6 +224,6 @@ def check_label(name: str | None) -> str | None:
     if label is None:
         return None
     label = " ".join(label.split())
-    if re.fullmatch(r"N?[0-9]+", label):
+    if re.fullmatch(r"[Nn]?[0-9]+", label):
         raise InvalidInput(f"{label!r} would be read as the number of a neuron: use a word")
     return label

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from memstore import backups, care, exports, loading
-from memstore.errors import InvalidFile, InvalidFilter, InvalidInput
+from memstore.errors import InvalidFile, InvalidFilter, InvalidInput, brief
 from memstore.files import Format, format_of
 from memstore.progress import Progress, Report
 from memstore.reader import Reader
@@ -143,6 +143,8 @@ class MemoryStore(Reader):
     def delete(self, ids: int | Iterable[int]) -> int:
         """Delete memories by id; returns how many there were. Unknown ids are no error."""
         self._open_database()
+        if not isinstance(ids, int | np.integer | Iterable):
+            raise InvalidInput(f"{brief(ids)} is no id and no list of ids: delete([1, 2])")
         wanted = [ids] if isinstance(ids, int | np.integer) else list(ids)
         return self._writer.delete([check_id(i) for i in wanted])
 
@@ -187,9 +189,15 @@ class MemoryStore(Reader):
         Needs room for a second set of vectors and traces, which `optimize` then gives back.
         Raises what the encoder raises, ``StoreReadOnly``.
         """
+        from memstore.encoder import Encoder as Known
         from memstore.reencoding import Reencoding
 
-        moving = Reencoding(self._open_database(), self._load_encoder, encoder, embed)
+        database = self._open_database()
+        if not isinstance(encoder, Known):
+            raise InvalidInput(
+                f"reencode() takes an encoder, not {brief(encoder)}: Encoder.of(sae='sae-3072-k64')"
+            )
+        moving = Reencoding(database, self._load_encoder, encoder, embed)
         with self._loading:
             # Before the switch: from then on every thread of this handle needs it.
             self._encoders[encoder.fingerprint] = encoder

@@ -17,7 +17,7 @@ from memstore.catalog import lenses, memories, neurons, traces
 from memstore.catalog.filters import MAX_DEPTH, Holding, compile_filter
 from memstore.catalog.memories import HitRow
 from memstore.catalog.neurons import EncoderRecord, StoreState
-from memstore.core.expression import Expression, N, NeuronQuery, NeuronRef
+from memstore.core.expression import Expression, N, NeuronQuery, NeuronRef, check_ref
 from memstore.core.ranking import Ranked, decay, decayed
 from memstore.errors import IndexDamaged, InvalidExpression, UnknownNeuron, brief
 from memstore.index.question import Work
@@ -96,6 +96,8 @@ def is_plain(where: object) -> bool:
     return False
 
 
+#: What a lens of either kind scores.
+SCORES = {"trace": "scores what fired", "dense": "scores vectors"}
 #: Near names offered for one that nobody gave.
 NEAR = 4
 
@@ -164,35 +166,37 @@ class View:
             near = difflib.get_close_matches(name, known, NEAR)
             if dictionary is not None:
                 near += [str(entry.label) for entry in find(dictionary.entries, name, NEAR)]
-            hint = (
-                f"did you mean {', '.join(map(brief, dict.fromkeys(near)))}?"
-                if near
-                else (
-                    "give it one: `memstore neuron STORE 15 --label grief`, store.neurons.label()"
+            hint = "give it one: `memstore neuron STORE 15 --label grief`, store.neurons.label()"
+            if near:
+                hint = f"did you mean {', '.join(map(brief, dict.fromkeys(near)))}?"
+            elif not known and dictionary is None:
+                hint = (
+                    "the neurons of this store's encoder have no names: "
+                    "`memstore labels make STORE` writes some"
                 )
-            )
             raise UnknownNeuron(f"no neuron is called {brief(name)}: {hint}")
         return found
 
     def number(self, ref: NeuronRef) -> int:
         """Return the number of one neuron. Raises ``UnknownNeuron``, also for a lens."""
+        check_ref(ref)
         found = self.named(ref) if isinstance(ref, str) else ref
         if isinstance(found, Lens):
             raise UnknownNeuron(f"{brief(ref)} is a lens, not a neuron: see `memstore lens list`")
         return self.resolve({found: 1.0}).terms[0][0]
 
     def whole(self, expression: Query) -> Expression:
-        """Return an expression; the bare name of a lens is one, whatever blanks it has."""
+        """Return an expression; the bare name of a neuron or lens is one, blanks and all."""
         try:
             return Expression.of(expression)
-        except InvalidExpression:
+        except InvalidExpression as error:
             if not isinstance(expression, str) or not expression.strip():
                 raise
-            known = lenses.all_lenses(self.connection, self.encoder.id)
-            found = lens_called(expression.strip(), (*known, *lenses_of(self.encoder.fingerprint)))
-            if found is None:
-                raise
-            return N[found.name]
+            try:
+                self.named(expression.strip())
+            except UnknownNeuron:
+                raise error from None
+            return N[expression.strip()]
 
     def lens(self, expression: Query | Lens) -> Lens | None:
         """Return the lens that an expression consists of, None where it is anything else."""
@@ -219,8 +223,8 @@ class View:
                 return found
             if found.by != by:
                 raise InvalidExpression(
-                    f"{brief(name)} is a lens by={found.by!r}: ask for it alone or with "
-                    f"by={found.by!r}, or learn one with by={by!r}"
+                    f"{brief(name)} is a lens by={found.by!r}, which {SCORES[found.by]}: ask for "
+                    f"it alone, or learn one by={by!r} to mix it (`lens learn --by {by}`)"
                 )
             return Expression.of(found.expression)
 

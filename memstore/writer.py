@@ -65,10 +65,7 @@ class Writer:
         """Store rows from any iterable, a batch at a time; returns one id a row, in order."""
         if on_duplicate not in get_args(OnDuplicate):
             raise InvalidInput(f"on_duplicate={brief(on_duplicate)}: use 'add', 'skip' or 'link'")
-        if isinstance(rows, str | bytes | Mapping):
-            raise InvalidInput("rows is one row, not many: use insert(), or put it into a list")
-        if hasattr(rows, "columns"):
-            raise InvalidInput("rows is a table: hand in its rows, frame.to_dict('records')")
+        refuse_one(rows)
         total = len(rows) if isinstance(rows, Sequence) else None
         checked: Iterable[NewMemory] = check_rows(rows)
         if total is not None:
@@ -264,3 +261,13 @@ class Writer:
                 if current and condition is not None:
                     ids = memories.ids(tx.connection, condition)
                     return memories.remove(tx.connection, ids, tx.change)
+
+
+def refuse_one(rows: object) -> None:
+    """Raise ``InvalidInput`` for what is not a number of rows to go through."""
+    if isinstance(rows, str | bytes | Mapping):
+        raise InvalidInput("rows is one row, not many: use insert(), or put it into a list")
+    if not isinstance(rows, Iterable):
+        raise InvalidInput(f"rows is {brief(rows)}, nothing to go through: hand in a list")
+    if hasattr(rows, "columns"):
+        raise InvalidInput("rows is a table: hand in its rows, frame.to_dict('records')")

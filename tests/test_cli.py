@@ -428,6 +428,7 @@ def test_what_is_new_is_told_at_insert(store):
     lines = shown.splitlines()
     assert lines[0].isdigit()
     assert any(line.startswith("first time: N") for line in lines)
+    assert len(lines) < 12
     assert lines[-1].startswith("nearest: memory ")
 
 
@@ -443,8 +444,8 @@ def test_diverse_hits_are_among_ten_times_as_many(store):
     ("words", "expected"),
     [
         ("memstore top diary.db grie", "plain,grief"),
-        ("memstore composite diary.db +grief\\ -rout", "plain,+grief -routine"),
-        ('memstore composite diary.db "0.5*\'crying and"', "plain,0.5*'crying and tears'"),
+        ("memstore composite diary.db +grief-rout", "plain,+grief-routine"),
+        ("memstore composite diary.db 0.5*Laughi", "plain,0.5*Laughing"),
         ("memstore neuron diary.db laughin", "plain,laughing"),
     ],
 )
@@ -462,4 +463,28 @@ def test_the_shell_completes_names(words, expected):
         text=True,
         check=True,
     )
-    assert expected in done.stdout.splitlines()
+    lines = done.stdout.splitlines()
+    assert expected in lines
+    typed = words.rpartition(" ")[2]
+    assert all(line.removeprefix("plain,").startswith(typed) for line in lines)
+    assert not any(" " in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    "typed", ["grief\\ -rout", "crying\\ a", "'crying\\ a", "3>0.1\\ &\\ !cry"]
+)
+def test_what_cannot_be_completed_is_left_as_it_is(typed):
+    """Shells divide at blanks: a name that has one, or comes after one, is not offered."""
+    done = subprocess.run(
+        [sys.executable, "-m", "memstore"],
+        env={
+            **os.environ,
+            "COMP_WORDS": f"memstore composite diary.db {typed}",
+            "COMP_CWORD": "3",
+            "_MEMSTORE_COMPLETE": "bash_complete",
+        },
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == ""

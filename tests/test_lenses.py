@@ -335,6 +335,43 @@ def test_saving_again_replaces_and_removing_removes(filled):
         filled.composite("calm")
 
 
+def test_a_bare_name_with_blanks_is_a_name(filled):
+    """Of a neuron as of a lens, wherever an expression may stand."""
+    filled.neurons.label(3, "rain on roofs")
+    assert filled.composite("rain on roofs", k=3) == filled.top(3, 3)
+    assert filled.count({"$holds": "Rain  on roofs"}) == filled.count({"$holds": "3"})
+    with pytest.raises(InvalidExpression, match="between neurons"):
+        filled.composite("rain on rooftops")
+    assert filled.composite("n3 - N5", k=3) == filled.composite("3 - 5", k=3)
+    for wrong in ([3], {}, None, slice(1, 3)):
+        with pytest.raises(InvalidInput):
+            filled.top(wrong)
+        with pytest.raises(InvalidInput):
+            filled.neurons[wrong]
+
+
+def test_lenses_that_ship_are_found_and_stay(narratives):
+    """By name, not in the list; one that is saved under their name says what it hides."""
+    with MemoryStore.open(":memory:") as store:
+        assert store.lenses["Routine"].category == "Routine"
+        assert "routine" in store.lenses
+        assert len(store.lenses) == 0
+        with pytest.raises(InvalidInput, match="'routine' ships with the encoder"):
+            store.lenses.remove("routine")
+        assert store.lenses.hidden_by("routine") == "a lens that ships"
+        assert store.lenses.hidden_by("grief") == "N104"
+        assert store.lenses.hidden_by("nothing of the kind") is None
+        store.lenses.save("routine", "3")
+        assert store.lenses.hidden_by("Routine") == "the lens saved before"
+        store.lenses.remove("routine")
+        assert store.lenses["routine"].category == "Routine"
+    with (
+        MemoryStore.open(narratives) as store,
+        pytest.raises(InvalidInput, match="did you mean 'Routine'"),
+    ):
+        store.lenses.learn("routine")
+
+
 def test_a_near_name_is_offered(filled):
     """Lenses too are what one may have meant."""
     filled.lenses.save("homesick", "3")
@@ -432,8 +469,8 @@ def test_holds_is_what_a_composite_finds(filled):
     both = {"$and": [where, {"category": "a"}]}
     assert set(filled.top(4, k=120, where=both).ids) <= set(own)
     assert filled.count({"$holds": {3: 1, 5: -0.5}}) == len(candidates(filled, {3: 1, 5: -0.5}))
-    pages = [memory.id for memory in filled.iter({"$holds": "-5"})]
-    assert pages == list(range(1, 121))
+    quiet = candidates(filled, {5: -1.0}, [lambda dense: dense[:, 3] <= 0])
+    assert [memory.id for memory in filled.iter({"$holds": "-5 & !3"})] == quiet
     assert filled.count({"$holds": N[3]}) == len(candidates(filled, {3: 1}))
     silent = candidates(filled, {}, [lambda dense: dense[:, 7] <= 0])
     assert [m.id for m in filled.iter({"$holds": "!7"})] == silent
@@ -571,6 +608,9 @@ def test_what_cannot_hold_is_said(filled):
     """The expression's own errors, and where it may not stand."""
     with pytest.raises(InvalidExpression, match="expected a neuron"):
         filled.count({"$holds": "3 +"})
+    with pytest.raises(InvalidExpression, match="everything passes: what never fires"):
+        filled.delete_where({"$holds": "-3"})
+    assert len(filled) == 120
     with pytest.raises(UnknownNeuron, match="neuron 99 does not exist"):
         filled.count({"$holds": "99"})
     with pytest.raises(InvalidFilter, match=r"unknown operator '\$hold'.*\$holds"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,10 +17,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from memstore import Encoder, MemoryStore
+from memstore import Encoder, MemoryStore, layout
 from memstore.catalog import neurons
 from memstore.embed.function import FunctionEmbedder
-from memstore.errors import EncoderMismatch, StoreReadOnly, UnknownNeuron
+from memstore.errors import (
+    EncoderMismatch,
+    InvalidInput,
+    InvalidWeights,
+    StoreReadOnly,
+    UnknownNeuron,
+)
 from memstore.sae.encode import SAE
 from tests.conftest import DIMENSION, ROOT, grid_vectors, make_encoder
 
@@ -168,6 +175,21 @@ def test_interrupted_it_goes_on_where_it_stopped(path):
     assert sum(calls) == 700
 
 
+def test_an_encoder_is_found_where_it_lies_now(path, tmp_path):
+    """Moved to once more, from another folder: the store does not look in the first."""
+    with MemoryStore.open(path) as store:
+        store.insert("entry 1")
+        for place in ("here", "there"):
+            shutil.copytree(layout.PACKAGE / "models" / "sae-3072-k64", tmp_path / place)
+            store.reencode(Encoder.of(sae=tmp_path / place))
+            store.reencode(Encoder.of())
+        store.reencode(Encoder.of(sae=tmp_path / "there"))
+    shutil.rmtree(tmp_path / "here")
+    with MemoryStore.open(path, mode="r") as store:
+        assert store.search("entry", 1)[0].id == 1
+        assert store.stats()["encoder"].endswith("there")
+
+
 def test_what_was_begun_can_be_given_up(path):
     """By moving to where the store is; nothing of it is left."""
 
@@ -260,6 +282,17 @@ def test_labels_for_the_old_neurons_are_not_given_to_new_ones(path):
             store._database.read() as connection,
         ):
             neurons.require_still(connection, record)
+
+
+def test_what_is_no_encoder_is_refused(path):
+    """The name of one is not one."""
+    with MemoryStore.open(path, encoder=OLD) as store:
+        for wrong in ("sae-3072-k64", None, 5, Encoder):
+            with pytest.raises(InvalidInput, match=r"Encoder.of\(sae="):
+                store.reencode(wrong)
+    for wrong in ({"sae": 5}, {"embedder": 5}):
+        with pytest.raises(InvalidWeights):
+            Encoder.of(**wrong)
 
 
 def test_an_empty_store_and_a_reader(path):
@@ -367,4 +400,5 @@ def test_in_the_shell(narrative_store, tmp_path):
     assert moved["encoded"] == len(json.loads(memstore("list", path, "-n", "0", "--json")))
     assert memstore("top", path, "104", "--json") != before
     assert "memories encoded by minilm-l6-v2 + sae-3072-k32" in memstore("reencode", path)
+    assert "is of minilm-l6-v2 + sae-3072-k32 already" in memstore("reencode", path)
     assert memstore("check", path).endswith("all well\n")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, insert, select, text, update
+from sqlalchemy import Connection, select, text, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from memstore.catalog import lenses
@@ -140,20 +140,18 @@ def register_encoder(connection: Connection, record: EncoderRecord) -> int:
 
 
 def note_encoder(connection: Connection, record: EncoderRecord) -> int:
-    """Write an encoder down, once, and return its id."""
-    known = select(encoder.c.id).where(encoder.c.fingerprint == record.fingerprint)
-    if (found := connection.execute(known).scalar()) is not None:
-        return int(found)
+    """Write an encoder down, or where it lies now if it is known, and return its id."""
+    place = {"name": record.name, "config": json.dumps(record.config)}
     encoder_id = connection.execute(
-        insert(encoder)
+        upsert(encoder)
         .values(
             fingerprint=record.fingerprint,
-            name=record.name,
             dimension=record.dimension,
             neurons=record.neurons,
-            config=json.dumps(record.config),
             created_at=time.time_ns() // 1000,
+            **place,
         )
+        .on_conflict_do_update(index_elements=["fingerprint"], set_=place)
         .returning(encoder.c.id)
     ).scalar_one()
     return int(encoder_id)

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from memstore import backups
+from memstore.cli import INTERRUPTED
 from memstore.cli.options import (
     encoder_options,
     json_option,
@@ -98,9 +99,30 @@ def reencode_command(
     must_exist(store)
     chosen = Encoder.of(embedder, sae)
     with writer(store) as opened:
-        count = opened.reencode(chosen, embed=embed, progress=True)
+        stayed = opened.stats()["fingerprint"] == chosen.fingerprint
+        names = len(opened.neurons.labels()) + len(opened.lenses)
+        try:
+            count = opened.reencode(chosen, embed=embed, progress=True)
+        except KeyboardInterrupt:
+            moved = opened.stats()["fingerprint"] == chosen.fingerprint
+            said = (
+                f"{store} is of {chosen.name} now; the same command drops what is left of before"
+                if moved
+                else f"{store} is as it was; the same command goes on from there"
+            )
+            click.echo(f"memstore: {said}", err=True)
+            raise SystemExit(INTERRUPTED) from None
+    line = f"{count:,} memories encoded by {chosen.name}"
+    if stayed:
+        line = f"{store} is of {chosen.name} already; what was begun for another is given up"
     facts = {"encoded": count, "encoder": chosen.name}
-    print_result(f"{count:,} memories encoded by {chosen.name}", facts, as_json=as_json)
+    print_result(line, facts, as_json=as_json)
+    if names and not stayed:
+        click.echo(
+            f"memstore: {names} labels and lenses are of the neurons of before, and count again if "
+            "the store moves back",
+            err=True,
+        )
 
 
 @click.command("backup")

@@ -67,11 +67,13 @@ def learn_command(
     alike, each without a fifth of the memories. 0.5 says nothing, 1.0 tells them all.
     """
     with changer(store) as opened:
+        hidden = opened.lenses.hidden_by(category if name is None else name)
         lens = opened.lenses.learn(
             category, name=name, neurons=neurons, by=by, positive=positive, seed=seed
         )
         count = opened.count({"$holds": lens})
         names = opened.neurons.of([neuron for neuron, _ in terms_of(lens)])
+    tell_hidden(lens, hidden)
     if as_json:
         print_json({**lens.to_dict(), "holds": count, "neurons": names})
         return
@@ -104,8 +106,10 @@ def save_command(
 ) -> None:
     """Save EXPR in STORE under NAME."""
     with changer(store) as opened:
+        hidden = opened.lenses.hidden_by(name)
         lens = opened.lenses.save(name, expression, by=by, threshold=threshold)
         count = opened.count({"$holds": lens})
+    tell_hidden(lens, hidden)
     line = f"{one_line(lens.name)}: {lens.expression}, holds for {count:,} memories"
     print_result(line, {**lens.to_dict(), "holds": count}, as_json=as_json)
 
@@ -137,6 +141,13 @@ def list_command(store: str, as_json: bool) -> None:
         for lens, count in listed
     ]
     print_table(["name", "by", "AUC", "holds", "expression"], rows)
+
+
+def tell_hidden(lens: Lens, hidden: str | None) -> None:
+    """Say on stderr what a lens has taken the name of."""
+    if hidden is not None:
+        name = one_line(lens.name)
+        click.echo(f"memstore: {name!r} is this lens from now on, and hides {hidden}", err=True)
 
 
 def held(store: MemoryStore, lens: Lens) -> int | None:

@@ -49,6 +49,8 @@ def neuron_command(
     store: str, neuron: str, label: str | None, unlabel: bool, alike: bool, as_json: bool
 ) -> None:
     """Show what is known of NEURON (number or label) in this store, or name it."""
+    if label is not None and unlabel:
+        raise click.UsageError("--label gives a name, --unlabel takes it away: choose one")
     ref = read_neuron(neuron)
     if label is not None or unlabel:
         with changer(store) as opened:
@@ -212,13 +214,15 @@ def print_fired(fires: Sequence[Fired]) -> None:
 @click.command("list")
 @store_argument
 @where_options
-@click.option("-n", "count", default=20, show_default=True, help="How many; 0 for all.")
+@click.option(
+    "-n", "count", type=click.IntRange(0), default=20, show_default=True, help="How many; 0: all."
+)
 @json_option
 def list_command(store: str, where: Where | None, count: int, as_json: bool) -> None:
     """List memories by id."""
     with reader(store) as opened:
         found = opened.iter(where)
-        memories = list(found if count == 0 else islice(found, max(count, 0)))
+        memories = list(found if count == 0 else islice(found, count))
     if as_json:
         print_json([memory.to_dict() for memory in memories])
         return

@@ -8,7 +8,6 @@ from pathlib import Path
 import click
 from click.shell_completion import CompletionItem
 
-from memstore.core.expression import spell
 from memstore.errors import MemstoreError
 from memstore.neurons.dictionary import Dictionary, shipped
 from memstore.neurons.lens import lenses_of
@@ -16,36 +15,37 @@ from memstore.store import MemoryStore
 
 #: Names offered at once.
 OFFERED = 30
-#: What comes before the name that is being typed, and the name, perhaps in quotes.
-LAST = re.compile(r"(.*?[-+&!*]\s*)?(['\"]?)([^-+&!*'\"]*)$", re.DOTALL)
+#: What comes before the name that is being typed, and the name.
+LAST = re.compile(r"(\S*[-+&!*])?(\w*)$")
 
 
 def complete_name(
     ctx: click.Context, _param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
-    """Return the names that may follow: of one neuron."""
-    typed = incomplete.strip("'\"")
-    return [CompletionItem(name) for name in starting(names_of(ctx.params.get("store")), typed)]
+    """Return the names of one neuron that may follow."""
+    return completed(ctx, "", incomplete)
 
 
 def complete_expression(
     ctx: click.Context, _param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     """Return expressions that what was typed may become: its last name, completed."""
-    match = LAST.match(incomplete)
-    if match is None:
-        return []
-    before, typed = match[1] or "", match[3]
-    found = starting(names_of(ctx.params.get("store")), typed)
-    return [CompletionItem(before + (n if n.isidentifier() else spell(n))) for n in found]
+    match = LAST.fullmatch(incomplete)
+    return [] if match is None else completed(ctx, match[1] or "", match[2])
 
 
-def starting(names: list[str], typed: str) -> list[str]:
-    """Return the names that begin so, then those of which a word does."""
-    wanted = typed.casefold()
-    first = [name for name in names if name.casefold().startswith(wanted)]
-    then = [name for name in names if f" {wanted}" in name.casefold() and name not in first]
-    return [*first, *then][:OFFERED]
+def completed(ctx: click.Context, before: str, typed: str) -> list[CompletionItem]:
+    """Return names of one word that begin with what was typed, behind what came before.
+
+    Shells put the candidates' common beginning in place of the word, and divide what they get at
+    blanks: whatever does not begin with all that was typed, or has a blank, would take away.
+    """
+    names = [
+        name
+        for name in names_of(ctx.params.get("store"))
+        if name.isidentifier() and name.casefold().startswith(typed.casefold())
+    ]
+    return [CompletionItem(before + typed + name[len(typed) :]) for name in names[:OFFERED]]
 
 
 def names_of(store: object) -> list[str]:

@@ -79,7 +79,7 @@ def varied(store: MemoryStore, ask: Callable[[int], Hits], k: int, diverse: bool
 
 def read_neuron(text: str) -> int | str:
     """Return the neuron meant by ``15``, ``N15`` or a label."""
-    match = re.fullmatch(r"N?([0-9]{1,9})", text)
+    match = re.fullmatch(r"[Nn]?([0-9]{1,9})", text)
     return int(match[1]) if match else text
 
 

@@ -17,7 +17,7 @@ from memstore.cli.options import (
     where_options,
     writer,
 )
-from memstore.cli.output import print_json, print_memories, print_result
+from memstore.cli.output import one_line, print_json, print_memories, print_result
 from memstore.errors import InvalidMetadata, StoreError
 from memstore.novelty import Novelty
 from memstore.store import MemoryStore
@@ -83,11 +83,16 @@ def insert_command(
 
 def tell_novelty(found: Novelty) -> None:
     """Print what is new about a text."""
-    for one in found.first:
-        click.echo(f"first time: N{one.neuron} {one.label or '(no label)'}, {one.share:.0%}")
+    strong = [one for one in found.first if one.strong]
+    for one in strong:
+        name = one_line(one.label or "(no label)")
+        click.echo(f"first time: N{one.neuron} {name}, {one.share:.0%} of its strongest")
+    if weak := len(found.first) - len(strong):
+        click.echo(f"first time, weakly: {weak} more (--json names them)")
     if found.unexplained is not None:
-        beyond = "" if found.rank is None else f", more than of {found.rank:.0%} of the newest"
-        click.echo(f"{found.unexplained:.0%} of it no neuron says{beyond}")
+        click.echo(f"not in its neurons: {found.unexplained:.0%} of its meaning", nl=False)
+        beyond = "" if found.rank is None else f" ({found.rank:.0%} of the newest leave less)"
+        click.echo(beyond)
     if found.nearest is not None:
         memory_id, cosine = found.nearest
         click.echo(f"nearest: memory {memory_id}, cosine {cosine:.2f}")

@@ -7,7 +7,7 @@ Grammar::
     condition  := "!" neuron | neuron (">" | ">=" | "<" | "<=") number
     sum        := ("+" | "-")? term (("+" | "-") term)*
     term       := (number "*")? neuron
-    neuron     := 15 | N15 | word | 'quoted name' | "quoted name"
+    neuron     := 15 | N15 | n15 | word | 'quoted name' | "quoted name"
 """
 
 import re
@@ -136,7 +136,9 @@ class _Parser:
             return re.sub(r"\\(.)", r"\1", token.text[1:-1], flags=re.DOTALL)
         if token.kind == "name":
             self.advance()
-            return int(token.text[1:]) if re.fullmatch(r"N[0-9]{1,9}", token.text) else token.text
+            return (
+                int(token.text[1:]) if re.fullmatch(r"[Nn][0-9]{1,9}", token.text) else token.text
+            )
         if token.kind == "number" and re.fullmatch(r"[0-9]{1,9}", token.text):
             self.advance()
             return int(token.text)
