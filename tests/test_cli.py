@@ -447,6 +447,7 @@ def test_diverse_hits_are_among_ten_times_as_many(store):
         ("memstore composite diary.db +grief-rout", "plain,+grief-routine"),
         ("memstore composite diary.db 0.5*Laughi", "plain,0.5*Laughing"),
         ("memstore neuron diary.db laughin", "plain,laughing"),
+        ("memstore list --holds grie", "plain,grief"),
     ],
 )
 def test_the_shell_completes_names(words, expected):

@@ -107,7 +107,7 @@ def test_another_encoder_has_no_dictionary(store):
     """Its neurons mean something else."""
     store.insert("one text")
     assert store.neurons.find("laughing") == []
-    with pytest.raises(UnknownNeuron, match="give it one"):
+    with pytest.raises(UnknownNeuron, match="labels make STORE"):
         store.top("laughing")
     store.neurons.label(3, "Laughing aloud")
     assert [entry.neuron for entry in store.neurons.find("laughing")] == [3]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from memstore.cli.names import complete_expression, complete_name
 from memstore.cli.options import changer, json_option, reader, store_argument
 from memstore.cli.output import one_line, print_json, print_result, print_table
 from memstore.core.expression import Expression
@@ -91,7 +92,7 @@ def learn_command(
 @click.command("save", context_settings={"ignore_unknown_options": True})
 @store_argument
 @click.argument("name")
-@click.argument("expression", metavar="EXPR")
+@click.argument("expression", metavar="EXPR", shell_complete=complete_expression)
 @click.option(
     "--by",
     type=click.Choice(["trace", "dense"]),
@@ -160,7 +161,7 @@ def held(store: MemoryStore, lens: Lens) -> int | None:
 
 @click.command("remove")
 @store_argument
-@click.argument("name")
+@click.argument("name", shell_complete=complete_name)
 @json_option
 def remove_command(store: str, name: str, as_json: bool) -> None:
     """Take the lens called NAME out of STORE; memories stay as they are."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from memstore.cli.names import complete_expression
 from memstore.errors import InvalidFilter
 from memstore.hits import Hits
 from memstore.options import MAX_K
@@ -64,7 +65,10 @@ def where_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--where", metavar="JSON", help="""Filter, e.g. '{"mood": {"$gte": 3}}'."""),
         click.option(
-            "--holds", metavar="EXPR", help="Only what this neuron expression or lens finds."
+            "--holds",
+            metavar="EXPR",
+            shell_complete=complete_expression,
+            help="Only what this neuron expression or lens finds.",
         ),
         click.option("--category", help="Only this category."),
     ):

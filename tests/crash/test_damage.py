@@ -27,7 +27,7 @@ def damaged(folder: Path, **plan) -> dict:
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("count", [120, pytest.param(10_000, marks=pytest.mark.crash)])
+@pytest.mark.parametrize("count", [200, pytest.param(10_000, marks=pytest.mark.crash)])
 def test_a_damaged_index_answers_correctly_or_is_rebuilt(tmp_path, count):
     """Bytes flipped, ends cut, pages blanked, files swapped or lost; exact and coded vectors."""
 
