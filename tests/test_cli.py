@@ -338,6 +338,7 @@ def test_demo_answers_with_reasons(tmp_path):
     assert "450 of 450 memories" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_prototypes_two_steps_from_the_shell(tmp_path):
     """Base weights, then fine-tuning with weights a category; wrong input is one line."""
     pytest.importorskip("torch", reason="training needs the train extra")

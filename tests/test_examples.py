@@ -28,6 +28,7 @@ def test_example_runs(example, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_and_draws(tmp_path):
     """Every cell in a Jupyter kernel of its own; figures come out as pictures."""
     pytest.importorskip("torch", reason="the notebook trains")

@@ -62,6 +62,7 @@ def test_the_library_asks_for_no_socket(offline, tmp_path):
     assert done.returncode == 0, done.stderr[-2_000:]
 
 
+@pytest.mark.slow
 def test_the_commands_ask_for_no_socket(offline, tmp_path):
     """From the demo to check."""
     (tmp_path / "all.jsonl.txt").write_text("One day.\nAnother day.\n", "utf-8")

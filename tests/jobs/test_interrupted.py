@@ -84,6 +84,7 @@ def campaign(shell, api, layer, kills, seed):
     return died
 
 
+@pytest.mark.slow
 def test_three_hundred_requests_killed_at_every_step(shell, api, layer):
     """Three batches; each step dies twice, before or in the middle of a write."""
     assert campaign(shell, api, layer, kills=2, seed=1) >= 9
