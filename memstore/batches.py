@@ -27,11 +27,15 @@ BULK = 16_384
 
 @dataclass(frozen=True)
 class Batch:
-    """Checked rows, where the first of them stands in the input, and its vectors if given."""
+    """Checked rows, where the first of them stands in the input, and its vectors if given.
+
+    ``embedder`` is the fingerprint of the embedder that given vectors are of.
+    """
 
     first: int
     rows: list[NewMemory]
     vectors: NDArray[np.floating] | None
+    embedder: str | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,10 @@ def check_rows(rows: Iterable[Any]) -> Iterator[NewMemory]:
 
 
 def batches(
-    rows: Iterable[NewMemory], vectors: NDArray[np.floating] | None, size: int
+    rows: Iterable[NewMemory],
+    vectors: NDArray[np.floating] | None,
+    size: int,
+    embedder: str | None,
 ) -> Iterator[Batch]:
     """Yield rows, ``size`` at a time, with the vectors that belong to them."""
     source, first = iter(rows), 0
@@ -84,7 +91,7 @@ def batches(
             raise InvalidVector(
                 f"only {first + len(part)} vectors for more rows: hand in one a row"
             )
-        yield Batch(first, page, part)
+        yield Batch(first, page, part, embedder)
         first += len(page)
 
 

@@ -46,7 +46,10 @@ def firing(  # noqa: PLR0913 - what a composite was asked, in one state
         ranked, parts = found.ranked, parts_of(view, query, found.ranked, found.shares)
         if fetch:
             return read(view, query, ranked, parts)
-        return reasons.fetched_later(ranked, lambda: read_now(searcher, query, ranked, parts))
+        record = view.encoder.id
+        return reasons.fetched_later(
+            ranked, lambda: read_now(searcher, query, ranked, parts, record)
+        )
 
     return searcher.ask(view, answer)
 
@@ -72,10 +75,13 @@ def parts_of(view: View, query: NeuronQuery, ranked: Ranked, shares: Float64 | N
     return parts
 
 
-def read(view: View, query: NeuronQuery, ranked: Ranked, parts: Parts) -> Hits:
-    """Return the hits of a ranking with their memories, as they are in a state."""
+def read(view: View, query: NeuronQuery, ranked: Ranked, parts: Parts, named: bool = True) -> Hits:
+    """Return the hits of a ranking with their memories, as they are in a state.
+
+    Not ``named`` where neurons have other names in that state.
+    """
     began = time.perf_counter()
-    labels = view.labels([neuron for neuron, _ in query.terms])
+    labels = view.labels([neuron for neuron, _ in query.terms] if named else [])
 
     def sentences(_: int, own: reasons.Parts) -> list[str]:
         sentence = reasons.composite_sentences(query, labels)
@@ -86,11 +92,13 @@ def read(view: View, query: NeuronQuery, ranked: Ranked, parts: Parts) -> Hits:
     return hits
 
 
-def read_now(searcher: Searcher, query: NeuronQuery, ranked: Ranked, parts: Parts) -> Hits:
+def read_now(
+    searcher: Searcher, query: NeuronQuery, ranked: Ranked, parts: Parts, encoder_id: int
+) -> Hits:
     """Return the hits of a ranking from before, their memories as they are now."""
     with searcher.view() as view:
         try:
-            return read(view, query, ranked, parts)
+            return read(view, query, ranked, parts, view.encoder.id == encoder_id)
         except IndexDamaged as error:
             raise MemoryNotFound(
                 "a memory among these hits was deleted since they were found: ask again"

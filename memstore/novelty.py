@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from memstore.catalog import columns, traces
+from memstore.catalog.neurons import EncoderRecord
 from memstore.core.traces import select
+from memstore.encoder import Encoder
 from memstore.meaning import Fired, in_words
 from memstore.nearness import nearest
 from memstore.sae.encode import SAE
@@ -48,12 +50,23 @@ class Novelty:
 
 def novelty(searcher: Searcher, text: str) -> Novelty:
     """Return how new a text is, before it is stored."""
-    with searcher.view() as view:
-        record = view.encoder
-    encoder = searcher.load_encoder(record)
-    vectors = encoder.vectors([text])
-    fired = encoder.traces(vectors)
+    while True:
+        with searcher.view() as view:
+            record = view.encoder
+        encoder = searcher.load_encoder(record)
+        vectors = encoder.vectors([text])
+        found = beside(searcher, record, encoder, vectors, encoder.traces(vectors))
+        if found is not None:  # else the store has moved to another encoder meanwhile
+            return found
+
+
+def beside(
+    searcher: Searcher, record: EncoderRecord, encoder: Encoder, vectors: Float32, fired: Traces
+) -> Novelty | None:
+    """Return how new a vector (1, d) and its trace are; None in a store of another encoder."""
     with searcher.view(dense=True) as view:
+        if view.encoder.id != record.id:
+            return None
         words = in_words(searcher, view, fired[0])
         near, _ = nearest(searcher, view, vectors[0], 1)
         left, rank = None, None

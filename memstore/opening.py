@@ -132,10 +132,10 @@ class OpenStore:
                 self._encoders[known.fingerprint] = known
             return known
 
-    def _repeated(self, vectors: Float32) -> dict[int, tuple[int, float]]:
+    def _repeated(self, vectors: Float32, fingerprint: str) -> dict[int, tuple[int, float]]:
         from memstore import links
 
-        return links.repeated(self._searcher, vectors)
+        return links.repeated(self._searcher, vectors, fingerprint)
 
     def _save_index_or_warn(self, *, everything: bool = False) -> None:
         """Save the index; failing costs the next open some time and nothing else."""

@@ -113,12 +113,15 @@ class Reader(OpenStore):
     def iter_vectors(self) -> Iterator[tuple[list[int], Float32]]:
         """Yield (ids, unit vectors) by the page, ids ascending: what an SAE is trained on.
 
-        Holds no transaction between pages.
+        Holds no transaction between pages. Raises ``EncoderMismatch`` where the store moves to
+        another encoder meanwhile.
         """
+        with self._open_database().read() as connection:
+            record = neurons.require_encoder(connection)
         last = 0
         while True:
             with self._open_database().read() as connection:
-                record = neurons.require_encoder(connection)
+                neurons.require_still(connection, record)
                 pages = traces.changed_vectors(connection, record.id, 0, record.dimension, last)
                 page = next(pages, None)
             if page is None:

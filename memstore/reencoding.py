@@ -17,7 +17,7 @@ from memstore.catalog.engine import Database, Write
 from memstore.catalog.neurons import EncoderRecord
 from memstore.core.traces import select
 from memstore.encoder import Encoder
-from memstore.errors import EncoderMismatch, InvalidWeights, MissingExtra
+from memstore.errors import EncoderMismatch, InvalidWeights, MissingExtra, StoreDamaged
 from memstore.progress import Report
 from memstore.types import Float32, Traces
 
@@ -73,7 +73,9 @@ class Reencoding:
     def _next(self, encoder_id: int, after: int) -> tuple[int, int] | None:
         """Encode the next page above an id; returns (how many, its last id), None at the end."""
         with self.database.read() as connection:
-            seen = neurons.state(connection).change
+            seen = neurons.state(connection)
+            if seen.encoder_id != self.old.id:
+                return None  # somebody else has moved it
             ids = reencoding.missing(connection, encoder_id, after, self.size)
             texts, kept = self._material(connection, ids)
         if not ids:
@@ -82,7 +84,7 @@ class Reencoding:
         made = self.encoder.traces(vectors)
         with self.database.write() as tx:
             # What was changed or deleted while it was being encoded comes again, or never.
-            same = set(reencoding.unchanged(tx.connection, ids, seen))
+            same = set(reencoding.unchanged(tx.connection, ids, seen.change))
             rows = [row for row, memory_id in enumerate(ids) if memory_id in same]
             store_rows(tx, encoder_id, ids, rows, vectors, made)
         return len(rows), ids[-1]
@@ -94,8 +96,12 @@ class Reencoding:
         if self.keeps_vectors:
             old = self.old
             found, kept = traces.vectors_by_ids(connection, old.id, ids, old.dimension)
-            if found == list(ids):
-                return [], kept
+            if found != list(ids):
+                # Handed in, perhaps: a text embedded in their place would not be the same.
+                raise StoreDamaged(
+                    "memories lack their vectors: run `memstore check --repair` first"
+                )
+            return [], kept
         rows = memories.hit_rows(connection, ids)
         return [rows[memory_id][1] for memory_id in ids], None
 
@@ -103,8 +109,14 @@ class Reencoding:
         return self.encoder.vectors(texts) if kept is None else kept
 
     def _switched(self, encoder_id: int) -> int | None:
-        """Encode the last few memories and switch; returns how many, None where more are left."""
+        """Encode the last few memories and switch; returns how many, None where more are left.
+
+        Raises ``EncoderMismatch`` where somebody has moved the store elsewhere meanwhile.
+        """
         with self.database.write() as tx:
+            if neurons.require_encoder(tx.connection).id == encoder_id:
+                return 0  # somebody else has moved it here
+            neurons.require_still(tx.connection, self.old)
             ids = reencoding.missing(tx.connection, encoder_id, 0, FEW + 1)
             if len(ids) > FEW:
                 return None

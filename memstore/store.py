@@ -180,11 +180,11 @@ class MemoryStore(Reader):
         """Move to another encoder; returns how many memories were encoded.
 
         Until the switch, which is one transaction, queries answer from the old vectors and traces,
-        and others may read and write. Interrupted, the same call goes on where it stopped; called
-        with the store's own encoder it gives up what was begun. Where both encoders have one
-        embedder vectors stay as they are stored, rounded to 10 bits, and no text is embedded unless
-        ``embed`` asks for it. Labels and lenses are of an encoder's neurons: those of the old one
-        are kept, and count again if the store moves back.
+        and others may read and write. Interrupted, the same call goes on where it stopped, keeping
+        what was made; called with the store's own encoder it gives up what was begun. Where both
+        encoders have one embedder vectors stay as they are stored, rounded to 10 bits, and no text
+        is embedded unless ``embed`` asks for it. Labels and lenses are of an encoder's neurons:
+        those of the old one are kept, and count again if the store moves back.
 
         Needs room for a second set of vectors and traces, which `optimize` then gives back.
         Raises what the encoder raises, ``StoreReadOnly``.

@@ -43,7 +43,7 @@ class Writer:
     """The mutators of one store.
 
     ``wrote`` is told how many memories each has added; ``repeated`` says which stored memory each
-    of some vectors nearly repeats.
+    of some vectors of an encoder nearly repeats.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Writer:
         database: Database,
         encoder: Callable[[], Encoder],
         wrote: Callable[[int], None],
-        repeated: Callable[[Float32], dict[int, tuple[int, float]]],
+        repeated: Callable[[Float32, str], dict[int, tuple[int, float]]],
     ) -> None:
         self.database, self.encoder, self.wrote, self.repeated = database, encoder, wrote, repeated
 
@@ -75,11 +75,12 @@ class Writer:
                 with self.database.read() as connection:
                     refuse_known_keys(connection, checked, range(total))
         given = None if vectors is None else self._given(vectors, total)
+        embedder = None if given is None else self.encoder().embedder.fingerprint
         ids: list[int] = []
         skip, size = on_duplicate == "skip", BULK if given is not None else BATCH
         if on_duplicate == "link":
             size = BATCH  # each is compared with every other of its batch
-        source = batches(checked, given, size)
+        source = batches(checked, given, size, embedder)
         for batch, encoded in ahead(source, lambda b: self._prepare(b, skip)):
             ids += self._store(batch, skip, encoded, on_duplicate == "link")
             if report is not None:
@@ -107,7 +108,7 @@ class Writer:
 
     def _store(self, batch: Batch, skip: bool, encoded: Encoded, link: bool) -> list[int]:
         """Store one batch in one transaction; returns one id a row."""
-        repeats = self.repeated(encoded.vectors) if link else {}
+        repeats = self.repeated(encoded.vectors, encoded.fingerprint) if link else {}
         within = repeated_within(encoded.vectors) if link else {}
         while True:
             if skip and not encoded.rows:
@@ -120,7 +121,7 @@ class Writer:
                 plan = Plan.of(tx.connection, batch.rows, skip)
                 fits = set(plan.missing) <= set(encoded.rows) and encoded.is_of(tx)
                 added = self._add(tx, batch, encoded.only(plan.missing)) if fits else {}
-                if link:
+                if link and fits:
                     # What an earlier row repeats was found with it; the earlier row says so.
                     own = {row: (added[other], cosine) for row, (other, cosine) in within.items()}
                     for row in {*own, *repeats}:
@@ -132,7 +133,7 @@ class Writer:
             # A memory that was there before encoding has been deleted since, or the store has moved
             # to another encoder: once more.
             encoded = self._prepare(batch, skip)
-            repeats = self.repeated(encoded.vectors) if link else {}
+            repeats = self.repeated(encoded.vectors, encoded.fingerprint) if link else {}
             within = repeated_within(encoded.vectors) if link else {}
 
     def _encode(self, batch: Batch, rows: list[int]) -> Encoded:
@@ -140,6 +141,11 @@ class Writer:
         if not rows:
             nothing = np.empty((0, encoder.dimension), np.float32)
             return Encoded([], nothing, empty(encoder.neurons), encoder.fingerprint)
+        if batch.vectors is not None and encoder.embedder.fingerprint != batch.embedder:
+            raise InvalidVector(
+                f"the store has moved to {encoder.name} meanwhile, and these vectors are of "
+                "another embedder: hand in its own"
+            )
         if batch.vectors is None:
             vectors = encoder.vectors([batch.rows[row].text for row in rows])
         else:
@@ -224,19 +230,21 @@ class Writer:
         for start in range(0, len(ids), BATCH):
             page = ids[start : start + BATCH]
             while not self._mended(page):
-                pass  # the store has moved to another encoder meanwhile
+                pass  # a text has changed meanwhile, or the store's encoder
 
     def _mended(self, page: Sequence[int]) -> bool:
         with self.database.read() as connection:
             found = memories.by_ids(connection, page)
-        rows = [check_row(found[i].text) for i in page]
+        texts = {memory_id: found[memory_id].text for memory_id in page if memory_id in found}
+        rows = [check_row(text) for text in texts.values()]
         encoded = self._encode(Batch(0, rows, None), list(range(len(rows))))
         with self.database.write() as tx:
-            if not encoded.is_of(tx):
+            current = memories.by_ids(tx.connection, list(texts))
+            if not encoded.is_of(tx) or {i: m.text for i, m in current.items()} != texts:
                 return False
-            for memory_id in page:
+            for memory_id in texts:
                 memories.change(tx.connection, memory_id, {}, tx.change, now())
-            self._replace(tx, list(page), encoded)
+            self._replace(tx, list(texts), encoded)
         return True
 
     def delete(self, ids: Sequence[int]) -> int:

@@ -23,6 +23,7 @@ from memstore.embed.function import FunctionEmbedder
 from memstore.errors import (
     EncoderMismatch,
     InvalidInput,
+    InvalidVector,
     InvalidWeights,
     StoreReadOnly,
     UnknownNeuron,
@@ -248,6 +249,122 @@ def test_a_writer_that_was_encoding_encodes_again(path):
         with MemoryStore.open(":memory:", encoder=NEW) as fresh:
             fresh.insert_many(rows(50))
             assert fresh.traces().to_dense().tolist() == store.traces().to_dense().tolist()
+
+
+def moving_meanwhile(store, other, to):
+    """Have ``other``'s next batch prepared just before ``store`` moves."""
+    prepare, moved = other._writer._prepare, []
+
+    def late(batch, skip):
+        encoded = prepare(batch, skip)
+        if not moved:
+            moved.append(store.reencode(to))
+            other._encoders[to.fingerprint] = to
+        return encoded
+
+    other._writer._prepare = late
+    return moved
+
+
+def test_a_batch_with_links_is_encoded_again(path):
+    """Its near-copies are those among the new vectors."""
+    with MemoryStore.open(path, encoder=OLD) as store, MemoryStore.open(path) as other:
+        store.insert_many(rows(30))
+        other._encoders[OLD.fingerprint] = OLD
+        moved = moving_meanwhile(store, other, OTHER)
+        ids = other.insert_many(["entry 3", "entry 3"], on_duplicate="link")
+        assert moved == [30]
+        assert [len(store.copies(memory_id)) > 0 for memory_id in ids] == [True, True]
+        assert store.check() == []
+
+
+def test_handed_in_vectors_of_the_old_embedder_are_refused(path):
+    """In one dimension they would look right, and mean nothing."""
+    same_size = other_embedder(DIMENSION)
+    with MemoryStore.open(path, encoder=OLD) as store, MemoryStore.open(path) as other:
+        store.insert_many(rows(10))
+        other._encoders[OLD.fingerprint] = OLD
+        moving_meanwhile(store, other, same_size)
+        with pytest.raises(InvalidVector, match="has moved to other meanwhile"):
+            other.insert_many(["x", "y"], vectors=np.eye(DIMENSION)[:2])
+        assert len(store) == 10
+        assert store.check() == []
+
+
+def test_two_may_move_it_to_one_place(path):
+    """The second finds it done; vectors that were handed in are not embedded over."""
+    calls: list[int] = []
+    first = other_embedder(calls=calls)
+    tensors = {name: values[::-1].copy() for name, values in first.sae.tensors.items()}
+    second = replace(first, sae=SAE(first.sae.config, tensors))
+    given = np.random.default_rng(0).normal(size=(200, 7))
+    with (
+        MemoryStore.open(path, encoder=first) as store,
+        MemoryStore.open(path, encoder=first) as other,
+    ):
+        store.insert_many(rows(200), vectors=given)
+        before = np.concatenate([found for _, found in store.iter_vectors()])
+        done = []
+
+        def meanwhile(count, total):
+            if not done:
+                done.append(other.reencode(second))
+
+        store.reencode(second, progress=meanwhile)
+        assert done
+        assert calls == []
+        assert np.array_equal(before, np.concatenate([v for _, v in store.iter_vectors()]))
+        assert store.check() == []
+
+
+def test_two_that_move_it_to_two_places_do_not_mix(path):
+    """The slower one is told, and the store is of one encoder."""
+    with MemoryStore.open(path, encoder=OLD) as store:
+        store.insert_many(rows(400))
+        done = []
+
+        def meanwhile(count, total):
+            if not done:
+                with MemoryStore.open(path, encoder=OLD) as other:
+                    done.append(other.reencode(NEW))
+
+        with pytest.raises(EncoderMismatch, match="has moved to small meanwhile"):
+            store.reencode(OTHER, progress=meanwhile)
+        store._encoders[NEW.fingerprint] = NEW
+        assert store.stats()["fingerprint"] == NEW.fingerprint
+        assert store.check() == []
+
+
+def test_pages_of_vectors_are_of_one_encoder(path):
+    """What an SAE is trained on does not change under way."""
+    with MemoryStore.open(path, encoder=OLD) as store:
+        store.insert_many(rows(9_000), vectors=np.random.default_rng(0).normal(size=(9_000, 6)))
+        pages = store.iter_vectors()
+        next(pages)
+        store.reencode(NEW)
+        with pytest.raises(EncoderMismatch, match="meanwhile"):
+            next(pages)
+
+
+def test_mending_does_not_bring_an_old_text_back(path):
+    """Changed or deleted between reading and writing: read again."""
+    with MemoryStore.open(path, encoder=OLD) as store, MemoryStore.open(path, encoder=OLD) as other:
+        store.insert_many(rows(10))
+        encode, seen = store._writer._encode, []
+
+        def late(batch, wanted):
+            encoded = encode(batch, wanted)
+            if not seen:
+                seen.append(other.update(3, text="of other words"))
+                other.delete(5)
+            return encoded
+
+        store._writer._encode = late
+        store._writer.mend([3, 4, 5])
+        assert store.check() == []
+        expected = OLD.traces(OLD.vectors(["of other words"])).to_dense()
+        assert np.array_equal(store.traces({"id": 3}).to_dense(), expected)
+        assert 5 not in {memory.id for memory in store}
 
 
 def test_a_question_of_the_old_encoder_is_asked_anew(path):
