@@ -213,8 +213,10 @@ class Material:
     ) -> Material:
         """Return as many memories of a category as others, where neither vector nor trace is lost.
 
-        Values are cosines to ``directions``, activations where there are none.
+        Values are cosines to ``directions``, activations where there are none. Raises
+        ``EncoderMismatch`` where the store has moved to another encoder meanwhile.
         """
+        neurons.require_still(connection, record)
         own, ids = sides(connection, category, seed)
         if directions is None:
             fired = traces.by_ids(connection, record.id, ids.tolist(), record.neurons)
