@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from memstore import layout
-from memstore.catalog import categories, memories, migrate, neurons, traces, words
+from memstore.catalog import categories, memories, migrate, neurons, reencoding, traces, words
 from memstore.catalog.engine import Database
 from memstore.core.traces import concatenate, empty
 from memstore.errors import RESCUE, IndexDamaged, StoreDamaged, StoreLocked
@@ -104,6 +104,7 @@ def stats(database: Database) -> dict[str, Any]:
             "neurons": record.neurons,
             "change": neurons.state(connection).change,
             "schema": migrate.revision(connection),
+            "aside": reencoding.aside(connection, None),
         }
     return facts | file_sizes(database.path)
 

@@ -181,13 +181,14 @@ class Lenses:
 
         Raises ``UnknownNeuron``, ``InvalidInput`` for one that ships.
         """
-        saved = self[name]
-        if lens_called(name, self._all()) is None:
-            raise InvalidInput(
-                f"{brief(name)} ships with the encoder: one saved here comes before it"
-            )
+        known = self[name]
         with self._database.write() as tx:
             record = neurons.require_encoder(tx.connection)
+            saved = lens_called(known.name, lenses.all_lenses(tx.connection, record.id))
+            if saved is None:
+                raise InvalidInput(
+                    f"{brief(name)} ships with the encoder: one saved here comes before it"
+                )
             lenses.remove(tx.connection, record.id, saved.name)
 
 

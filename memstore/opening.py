@@ -49,6 +49,8 @@ class OpenStore:
         self._upkeep = Upkeep(database, self._indices)
         self._searcher = Searcher(database, self._indices, self._load_encoder)
         self._writer = Writer(database, self._own_encoder, self._upkeep.wrote, self._repeated)
+        if encoder is not None:
+            self._writer.known_embedder = encoder.embedder.fingerprint
 
     @classmethod
     def open(

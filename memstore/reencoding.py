@@ -16,15 +16,15 @@ from memstore.catalog import memories, neurons, reencoding, traces
 from memstore.catalog.engine import Database, Write
 from memstore.catalog.neurons import EncoderRecord
 from memstore.core.traces import select
-from memstore.encoder import Encoder
-from memstore.errors import EncoderMismatch, InvalidWeights, MissingExtra, StoreDamaged
+from memstore.encoder import Encoder, load_embedder
+from memstore.errors import EncoderError, InvalidInput, StoreDamaged
 from memstore.progress import Report
 from memstore.types import Float32, Traces
 
 #: Memories whose vectors stay, encoded at a time; and rows of the old encoder dropped at a time.
 BULK, DROPPED = 4_096, 16_384
-#: So few are encoded while the switch keeps other writers waiting.
-FEW = 64
+#: So few are encoded while the switch keeps other writers waiting, once it has been tried so often.
+FEW, PATIENCE = 64, 5
 
 
 class Reencoding:
@@ -48,27 +48,30 @@ class Reencoding:
         """Encode what is not yet encoded, switch, drop what was; returns how many were encoded."""
         with self.database.write() as tx:
             encoder_id = neurons.note_encoder(tx.connection, self.encoder.record())
-        self._drop(encoder_id)
-        if self.old.id == encoder_id:
-            return 0  # and whatever was begun for another encoder is given up
+            if neurons.require_encoder(tx.connection).id != encoder_id:
+                neurons.require_still(tx.connection, self.old)
         with self.database.read() as connection:
-            total = reencoding.count_missing(connection, encoder_id)
-        done = 0
-
-        def told(count: int) -> None:
-            nonlocal done
-            done += count
-            if report is not None and count:
-                report(done, max(total, done))
-
-        while (rest := self._switched(encoder_id)) is None:
+            moved = neurons.require_encoder(connection).id == encoder_id
+            total = 0 if moved else reencoding.count_missing(connection, encoder_id)
+        self._drop(None if moved else encoder_id)
+        if moved:
+            return 0  # and whatever was begun for another encoder is given up
+        done, tries = 0, 0
+        while True:
+            with self.database.read() as connection:
+                seen = neurons.state(connection).change
             last = 0
             while (page := self._next(encoder_id, last)) is not None:
                 count, last = page
-                told(count)
-        told(rest)
-        self._drop(encoder_id)
-        return done
+                done += count
+                if report is not None and count:
+                    report(done, max(total, done))
+            # Writers that are faster than the encoder wait for a few texts in the end.
+            rest = self._switched(encoder_id, seen, FEW if tries > PATIENCE else 0)
+            if rest is not None:
+                self._drop(None)
+                return done + rest
+            tries += 1
 
     def _next(self, encoder_id: int, after: int) -> tuple[int, int] | None:
         """Encode the next page above an id; returns (how many, its last id), None at the end."""
@@ -83,6 +86,8 @@ class Reencoding:
         vectors = self._vectors(texts, kept)
         made = self.encoder.traces(vectors)
         with self.database.write() as tx:
+            if neurons.state(tx.connection).encoder_id != self.old.id:
+                return None
             # What was changed or deleted while it was being encoded comes again, or never.
             same = set(reencoding.unchanged(tx.connection, ids, seen.change))
             rows = [row for row, memory_id in enumerate(ids) if memory_id in same]
@@ -108,17 +113,18 @@ class Reencoding:
     def _vectors(self, texts: list[str], kept: Float32 | None) -> Float32:
         return self.encoder.vectors(texts) if kept is None else kept
 
-    def _switched(self, encoder_id: int) -> int | None:
-        """Encode the last few memories and switch; returns how many, None where more are left.
+    def _switched(self, encoder_id: int, seen: int, most: int) -> int | None:
+        """Switch; returns how many memories were encoded for it, None where too many are left.
 
-        Raises ``EncoderMismatch`` where somebody has moved the store elsewhere meanwhile.
+        All were encoded that had been written up to the change ``seen``. Raises ``EncoderMismatch``
+        where somebody has moved the store elsewhere meanwhile.
         """
         with self.database.write() as tx:
             if neurons.require_encoder(tx.connection).id == encoder_id:
                 return 0  # somebody else has moved it here
             neurons.require_still(tx.connection, self.old)
-            ids = reencoding.missing(tx.connection, encoder_id, 0, FEW + 1)
-            if len(ids) > FEW:
+            ids = reencoding.missing_since(tx.connection, encoder_id, seen, most + 1)
+            if len(ids) > most:
                 return None
             if ids:
                 vectors = self._vectors(*self._material(tx.connection, ids))
@@ -127,12 +133,14 @@ class Reencoding:
             reencoding.switch(tx, encoder_id)
         return len(ids)
 
-    def _drop(self, encoder_id: int) -> None:
-        """Drop what lies aside for other encoders, a part a transaction."""
+    def _drop(self, kept: int | None) -> None:
+        """Drop what lies aside, but for one encoder if given, a part a transaction."""
         while True:
-            with self.database.write() as tx:
-                if not reencoding.clear(tx.connection, encoder_id, DROPPED):
+            with self.database.read() as connection:
+                if not reencoding.aside(connection, kept):
                     return
+            with self.database.write() as tx:
+                reencoding.clear(tx.connection, kept, DROPPED)
 
 
 def store_rows(
@@ -154,9 +162,16 @@ def same_embedder(
 ) -> bool:
     """Return whether vectors stay as they are, since one embedder serves both encoders.
 
-    Where the old encoder cannot be loaded here nothing says so, and texts are embedded anew.
+    Raises ``InvalidInput`` where the old embedder cannot be loaded here, and nothing says so.
     """
     try:
-        return load(old).embedder.fingerprint == encoder.embedder.fingerprint
-    except (InvalidWeights, MissingExtra, EncoderMismatch):
-        return False
+        known = load(old).embedder
+    except EncoderError:  # its SAE may be gone where its embedder is not
+        config = old.config["embedder"]
+        if config["kind"] == "object":
+            raise InvalidInput(
+                "whether vectors can stay is not known without the store's own encoder: open the "
+                "store with it, or have every text embedded anew (embed=True, --embed)"
+            ) from None
+        known = load_embedder(config)
+    return known.fingerprint == encoder.embedder.fingerprint

@@ -187,7 +187,10 @@ class MemoryStore(Reader):
         those of the old one are kept, and count again if the store moves back.
 
         Needs room for a second set of vectors and traces, which `optimize` then gives back.
-        Raises what the encoder raises, ``StoreReadOnly``.
+        Raises what the encoder raises, ``InvalidInput`` where the old embedder cannot be loaded to
+        be compared, ``EncoderMismatch`` where somebody moves the store elsewhere meanwhile,
+        ``StoreDamaged`` for a vector that is lost, ``StoreReadOnly``, ``StoreLocked``,
+        ``StoreFull``.
         """
         from memstore.encoder import Encoder as Known
         from memstore.reencoding import Reencoding
@@ -207,6 +210,7 @@ class MemoryStore(Reader):
         finally:
             if isinstance(report, Progress):
                 report.close()
+        self._writer.known_embedder = encoder.embedder.fingerprint
         self._save_index_or_warn(everything=True)
         return count
 

@@ -131,6 +131,8 @@ class Upkeep:
         storing.save_manifest(folder, after, stamp, {"vectors": kept})
         # In force from here on, for every process; until then the manifest before it is.
         with self.database.exclusive() as connection:
+            if neurons.state(connection).encoder_id != now.encoder.id:
+                return  # the store has moved on: swept with the next save
             neurons.set_index_token(connection, token)
         storing.sweep(folder, token)
         self.indices.replace(before, after)

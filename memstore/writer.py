@@ -54,6 +54,8 @@ class Writer:
         repeated: Callable[[Float32, str], dict[int, tuple[int, float]]],
     ) -> None:
         self.database, self.encoder, self.wrote, self.repeated = database, encoder, wrote, repeated
+        #: Fingerprint of the embedder that the caller's vectors are of, once that is known.
+        self.known_embedder: str | None = None
 
     def insert_many(
         self,
@@ -75,7 +77,7 @@ class Writer:
                 with self.database.read() as connection:
                     refuse_known_keys(connection, checked, range(total))
         given = None if vectors is None else self._given(vectors, total)
-        embedder = None if given is None else self.encoder().embedder.fingerprint
+        embedder = None if given is None else self._embedder_of_given()
         ids: list[int] = []
         skip, size = on_duplicate == "skip", BULK if given is not None else BATCH
         if on_duplicate == "link":
@@ -97,6 +99,22 @@ class Writer:
             # A stream does not say how many it will be; its vectors do.
             rows = len(vectors) if isinstance(vectors, Sequence | np.ndarray) else 0
         return check_vectors(vectors, rows, self.encoder().dimension)
+
+    def _embedder_of_given(self) -> str:
+        """Return the fingerprint of the embedder that handed-in vectors are taken to be of.
+
+        The one that this handle knows: where another process has moved the store to another
+        embedder, nothing says that the caller knows.
+        """
+        encoder = self.encoder()
+        now = encoder.embedder.fingerprint
+        if self.known_embedder not in (None, now):
+            raise InvalidVector(
+                f"the store has moved to {encoder.name} since it was opened: open it again, and "
+                "hand in vectors of that embedder"
+            )
+        self.known_embedder = now
+        return now
 
     def _prepare(self, batch: Batch, skip: bool) -> Encoded:
         """Encode the rows of a batch that are not stored yet, as far as can be told."""

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from memstore import Encoder, MemoryStore, layout
-from memstore.catalog import neurons
+from memstore.catalog import neurons, reencoding
 from memstore.embed.function import FunctionEmbedder
 from memstore.errors import (
     EncoderMismatch,
@@ -289,6 +289,80 @@ def test_handed_in_vectors_of_the_old_embedder_are_refused(path):
             other.insert_many(["x", "y"], vectors=np.eye(DIMENSION)[:2])
         assert len(store) == 10
         assert store.check() == []
+
+
+def test_a_handle_from_before_the_move_hands_in_no_vectors(path):
+    """It does not know that the store wants others now; opened again, it does."""
+    same_size = other_embedder(DIMENSION)
+    with MemoryStore.open(path, encoder=OLD) as store, MemoryStore.open(path, encoder=OLD) as other:
+        store.insert_many(["a"], vectors=np.eye(DIMENSION)[:1])
+        store.reencode(same_size)
+        other._encoders[same_size.fingerprint] = same_size
+        with pytest.raises(InvalidVector, match="since it was opened: open it again"):
+            other.insert_many(["x"], vectors=np.eye(DIMENSION)[:1])
+        assert other.insert("a text is embedded by whatever encoder there is")
+        store.insert_many(["b"], vectors=np.eye(DIMENSION)[1:2])
+    with MemoryStore.open(path, encoder=same_size) as store:
+        store.insert_many(["c"], vectors=np.eye(DIMENSION)[2:3])
+        assert store.check() == []
+
+
+def test_vectors_of_an_unknown_embedder_are_not_embedded_over_unasked(path):
+    """Opened without the object that embeds, nothing says whether the new one is the same."""
+    calls: list[int] = []
+    first = other_embedder(calls=calls)
+    with MemoryStore.open(path, encoder=first) as store:
+        store.insert_many(rows(5), vectors=np.random.default_rng(0).normal(size=(5, 7)))
+    tensors = {name: values[::-1].copy() for name, values in first.sae.tensors.items()}
+    second = replace(first, sae=SAE(first.sae.config, tensors))
+    with MemoryStore.open(path) as store:
+        with pytest.raises(InvalidInput, match="embed=True"):
+            store.reencode(second)
+        assert calls == []
+        assert store.reencode(second, embed=True) == 5
+    assert sum(calls) == 5
+
+
+def test_nothing_is_left_aside(path):
+    """Not after a move, not after one that was beaten to it, not after one that was killed."""
+    with MemoryStore.open(path, encoder=OLD) as store:
+        store.insert_many(rows(600))
+        done = []
+
+        def meanwhile(count, total):
+            if not done:
+                with MemoryStore.open(path, encoder=OLD) as other:
+                    done.append(other.reencode(OTHER))
+
+        store.reencode(OTHER, progress=meanwhile)
+        assert store.stats()["aside"] == 0
+        before = reencoding.clear
+        reencoding.clear = lambda *_: sys.exit("killed")
+        try:
+            with pytest.raises(SystemExit):
+                store.reencode(OLD)
+        finally:
+            reencoding.clear = before
+        assert store.stats()["aside"] == 600
+        assert store.stats()["fingerprint"] == OLD.fingerprint
+        assert store.reencode(OLD) == 0
+        assert store.stats()["aside"] == 0
+        assert store.check() == []
+
+
+def test_no_text_is_embedded_under_the_lock(path):
+    """Others write while the embedder thinks, in the smallest store, too."""
+    held = []
+
+    def embed(texts):
+        held.append(store._database._writing.locked())
+        return grid_vectors(texts)
+
+    slow = replace(NEW, embedder=FunctionEmbedder(embed, DIMENSION, "slow"))
+    with MemoryStore.open(path, encoder=OLD) as store:
+        store.insert_many(rows(10))
+        assert store.reencode(slow) == 10
+    assert held == [False]
 
 
 def test_two_may_move_it_to_one_place(path):
