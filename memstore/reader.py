@@ -72,10 +72,10 @@ class Reader(OpenStore):
 
     def _iter_found(self, where: Where) -> Iterator[Memory]:
         with self._searcher.filtered(where) as (view, condition):
-            ids = [] if condition is None else memories.ids(view.connection, condition)
+            ids = [] if condition is None else sorted(memories.ids(view.connection, condition))
         for start in range(0, len(ids), PAGE):
             with self._open_database().read() as connection:
-                found = memories.by_ids(connection, sorted(ids)[start : start + PAGE])
+                found = memories.by_ids(connection, ids[start : start + PAGE])
             yield from (found[memory_id] for memory_id in sorted(found))
 
     def __iter__(self) -> Iterator[Memory]:

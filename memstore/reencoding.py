@@ -58,8 +58,6 @@ class Reencoding:
             return 0  # and whatever was begun for another encoder is given up
         done, tries = 0, 0
         while True:
-            with self.database.read() as connection:
-                seen = neurons.state(connection).change
             last = 0
             while (page := self._next(encoder_id, last)) is not None:
                 count, last = page
@@ -67,7 +65,7 @@ class Reencoding:
                 if report is not None and count:
                     report(done, max(total, done))
             # Writers that are faster than the encoder wait for a few texts in the end.
-            rest = self._switched(encoder_id, seen, FEW if tries > PATIENCE else 0)
+            rest = self._switched(encoder_id, FEW if tries > PATIENCE else 0)
             if rest is not None:
                 self._drop(None)
                 return done + rest
@@ -113,17 +111,23 @@ class Reencoding:
     def _vectors(self, texts: list[str], kept: Float32 | None) -> Float32:
         return self.encoder.vectors(texts) if kept is None else kept
 
-    def _switched(self, encoder_id: int, seen: int, most: int) -> int | None:
+    def _switched(self, encoder_id: int, most: int) -> int | None:
         """Switch; returns how many memories were encoded for it, None where too many are left.
 
-        All were encoded that had been written up to the change ``seen``. Raises ``EncoderMismatch``
-        where somebody has moved the store elsewhere meanwhile.
+        Raises ``EncoderMismatch`` where somebody has moved the store elsewhere meanwhile.
         """
+        with self.database.read() as connection:
+            seen = neurons.state(connection).change
+            whole = not reencoding.missing(connection, encoder_id, 0, 1)
         with self.database.write() as tx:
             if neurons.require_encoder(tx.connection).id == encoder_id:
                 return 0  # somebody else has moved it here
             neurons.require_still(tx.connection, self.old)
-            ids = reencoding.missing_since(tx.connection, encoder_id, seen, most + 1)
+            # Looked through again only where others have written since, who may also have dropped
+            # what lay aside here.
+            ids: list[int] = []
+            if not whole or tx.change != seen + 1:
+                ids = reencoding.missing(tx.connection, encoder_id, 0, most + 1)
             if len(ids) > most:
                 return None
             if ids:

@@ -126,9 +126,9 @@ class Writer:
 
     def _store(self, batch: Batch, skip: bool, encoded: Encoded, link: bool) -> list[int]:
         """Store one batch in one transaction; returns one id a row."""
-        repeats = self.repeated(encoded.vectors, encoded.fingerprint) if link else {}
-        within = repeated_within(encoded.vectors) if link else {}
         while True:
+            repeats = self.repeated(encoded.vectors, encoded.fingerprint) if link else {}
+            within = repeated_within(encoded.vectors) if link else {}
             if skip and not encoded.rows:
                 with self.database.read() as connection:
                     plan = Plan.of(connection, batch.rows, skip)
@@ -151,8 +151,6 @@ class Writer:
             # A memory that was there before encoding has been deleted since, or the store has moved
             # to another encoder: once more.
             encoded = self._prepare(batch, skip)
-            repeats = self.repeated(encoded.vectors, encoded.fingerprint) if link else {}
-            within = repeated_within(encoded.vectors) if link else {}
 
     def _encode(self, batch: Batch, rows: list[int]) -> Encoded:
         encoder = self.encoder()

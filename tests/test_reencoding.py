@@ -226,31 +226,6 @@ def test_a_reader_that_was_open_follows(path):
         assert reader.stats()["encoder"].endswith("sae-3072-k64")
 
 
-def test_a_writer_that_was_encoding_encodes_again(path):
-    """A batch made by the old encoder is not stored under the new one."""
-    with MemoryStore.open(path, encoder=OLD) as store:
-        store.insert_many(rows(30))
-        with MemoryStore.open(path, encoder=OLD) as other:
-            writer = other._writer
-            prepare, moved = writer._prepare, []
-
-            def late(batch, skip):
-                encoded = prepare(batch, skip)
-                if not moved:
-                    moved.append(store.reencode(NEW))
-                    other._encoders[NEW.fingerprint] = NEW  # a loadable one would be found
-                return encoded
-
-            writer._prepare = late
-            added = other.insert_many(rows(20, 30))
-        assert moved == [30]
-        assert len(added) == 20
-        assert store.check() == []
-        with MemoryStore.open(":memory:", encoder=NEW) as fresh:
-            fresh.insert_many(rows(50))
-            assert fresh.traces().to_dense().tolist() == store.traces().to_dense().tolist()
-
-
 def moving_meanwhile(store, other, to):
     """Have ``other``'s next batch prepared just before ``store`` moves."""
     prepare, moved = other._writer._prepare, []
@@ -264,6 +239,21 @@ def moving_meanwhile(store, other, to):
 
     other._writer._prepare = late
     return moved
+
+
+def test_a_writer_that_was_encoding_encodes_again(path):
+    """A batch made by the old encoder is not stored under the new one."""
+    with MemoryStore.open(path, encoder=OLD) as store:
+        store.insert_many(rows(30))
+        with MemoryStore.open(path, encoder=OLD) as other:
+            moved = moving_meanwhile(store, other, NEW)
+            added = other.insert_many(rows(20, 30))
+        assert moved == [30]
+        assert len(added) == 20
+        assert store.check() == []
+        with MemoryStore.open(":memory:", encoder=NEW) as fresh:
+            fresh.insert_many(rows(50))
+            assert fresh.traces().to_dense().tolist() == store.traces().to_dense().tolist()
 
 
 def test_a_batch_with_links_is_encoded_again(path):
@@ -407,6 +397,34 @@ def test_two_that_move_it_to_two_places_do_not_mix(path):
         store._encoders[NEW.fingerprint] = NEW
         assert store.stats()["fingerprint"] == NEW.fingerprint
         assert store.check() == []
+
+
+@pytest.mark.parametrize("other_goal", [OLD, NEW], ids=["gives it up", "begins another"])
+def test_what_another_drops_under_way_is_made_again(path, other_goal):
+    """No memory is left without a vector: not even one whose page was done long before."""
+
+    def stop(count, total):
+        raise KeyboardInterrupt
+
+    with MemoryStore.open(path, encoder=OLD) as store:
+        store.insert_many(rows(600))
+        done = []
+
+        def meanwhile(count, total):
+            if count == total and not done:  # the last page is made
+                with MemoryStore.open(path, encoder=OLD) as other:
+                    done.append(True)
+                    try:
+                        other.reencode(other_goal, progress=stop)
+                    except KeyboardInterrupt:
+                        done.append(True)
+
+        store.reencode(OTHER, progress=meanwhile)
+        assert done
+        assert store.check() == []
+        expected = OTHER.traces(OTHER.vectors([memory.text for memory in store])).to_dense()
+        assert np.array_equal(store.traces().to_dense(), expected)
+        assert store.stats()["aside"] == 0
 
 
 def test_pages_of_vectors_are_of_one_encoder(path):

@@ -31,14 +31,6 @@ def missing(connection: Connection, encoder_id: int, after: int, count: int) -> 
     return [row[0] for row in found]
 
 
-def missing_since(connection: Connection, encoder_id: int, change: int, count: int) -> list[int]:
-    """Return so many memories written after a change that the encoder has not encoded yet."""
-    found = driver_of(connection).execute(
-        f"SELECT id {MISSING} AND changed > ?4 LIMIT ?3", (0, encoder_id, count, change)
-    )
-    return sorted(row[0] for row in found)
-
-
 def aside(connection: Connection, kept: int | None) -> int:
     """Return how many vectors lie aside, but for those of one encoder."""
     found = driver_of(connection).execute(
@@ -95,13 +87,11 @@ def switch(tx: Write, encoder_id: int) -> None:
     )
 
 
-def clear(connection: Connection, kept: int | None, count: int) -> int:
-    """Drop some of what was put aside, but for one encoder if given; returns how much."""
-    driver, dropped = driver_of(connection), 0
+def clear(connection: Connection, kept: int | None, count: int) -> None:
+    """Drop some of what was put aside, but for one encoder if given."""
     for table in PAIRS:
-        dropped += driver.execute(
+        driver_of(connection).execute(
             f"DELETE FROM {table}{NEXT} WHERE memory_id IN (SELECT memory_id FROM {table}{NEXT} "
             "WHERE encoder_id IS NOT ? LIMIT ?)",
             (kept, count),
-        ).rowcount
-    return dropped
+        )
