@@ -19,6 +19,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,14 @@ def build_all(
     engines, figures = [], []
     for make in makes:
         first = asked["1+1-" if "1+1-" in make.kinds else "dense"][0]
+        built, known = folder / make.name, folder / f"{make.name}.json"
         try:
-            engine, figure = build(make, folder / make.name, data, first)
+            if known.exists():
+                figure = json.loads(known.read_text())
+                engine = make(built, data.traces.width, data.dimension)
+            else:
+                engine, figure = build(make, built, data, first)
+                known.write_text(json.dumps(figure))
         except (MissingPeer, NotImplementedError) as error:
             say(f"{make.name}: left out: {error}")
             continue
@@ -116,8 +123,12 @@ def measure(
 
 def run(arguments: argparse.Namespace, n: int) -> dict[str, Any]:
     """Return all figures at one size, printed too."""
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
-        folder = Path(name)
+    with ExitStack() as stack:
+        if arguments.keep:
+            folder = arguments.keep / f"{arguments.data}-{n}"
+            folder.mkdir(parents=True, exist_ok=True)
+        else:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=arguments.folder)))
         data = zipf(n) if arguments.data == "zipf" else load(arguments, n, folder)
         asked = questions(data, arguments.queries)
         makes = [make for make in arguments.peers if make.kinds & set(asked)]
@@ -172,6 +183,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--queries", type=int, default=200, help="of each kind")
     parser.add_argument("--folder", type=Path, help="where engines write; a temporary folder in it")
+    parser.add_argument("--keep", type=Path, help="where engines stay; those found there are asked")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     if arguments.data == "real" and not (arguments.vectors and arguments.texts):

@@ -10,7 +10,9 @@
  *             is a threshold nothing below can pass;
  *   cut       spend a share of that threshold on not reading the weak ends of runs, where most
  *             postings are: what they could add is known and bounded;
- *   scatter   per block, add weight x upper bound of the postings left into one float a row;
+ *   scatter   per block, add weight x (upper bound - cutoff) of the postings left into one float a
+ *             row: with all that was spent, it is then at least the score, whether a term of the row
+ *             was read or not;
  *   complete  a row whose sum plus what was spent could reach the threshold is scored exactly from
  *             its forward row, in float64 and in ascending order of neurons.
  * Only completed scores are compared, so bounds decide how long a search takes and never what it
@@ -30,6 +32,7 @@
 #define LEVELS 128 /* of a histogram: the upper 7 bits below the sign of a float16 */
 #define PRIMING_TERMS 8
 #define STRIDE 64 /* rows that a sweep looks at in one go */
+#define AHEAD 16  /* rows that are fetched together before they are completed */
 #define NEVER UINT32_MAX
 
 #if defined(_WIN32)
@@ -37,12 +40,6 @@
 #else
 #define EXPORT __attribute__((visibility("default")))
 #endif
-#if defined(__GNUC__) || defined(__clang__)
-#define PREFETCH(address) __builtin_prefetch(address)
-#else
-#define PREFETCH(address) ((void)(address))
-#endif
-
 enum { NO_MEMORY = -1, DAMAGED = -2 };
 enum { ABOVE, AT_LEAST, BELOW, AT_MOST };
 
@@ -108,6 +105,7 @@ typedef struct {
 typedef struct {
     float *sums;       /* (BLOCK_ROWS) */
     double *weight_of; /* (width), 0 for neurons that are not asked for */
+    uint16_t *noted;   /* (BLOCK_ROWS + 1), may hold anything */
 } Scratch;
 
 #define SEEN_SLOTS 2048
@@ -129,6 +127,17 @@ typedef struct {
     double cut_for; /* the threshold that the cutoffs were made for */
     float roots[256]; /* of the codes, rounded up */
 } Search;
+
+static void prefetch(const void *address)
+{
+#if defined(__GNUC__) || defined(__clang__)
+    __builtin_prefetch(address);
+    /* Else GCC takes what only prefetches for a function of no effect, and leaves its calls out. */
+    __asm__ volatile("");
+#else
+    (void)address;
+#endif
+}
 
 /* Positive float16 to double, exact, subnormals included. */
 static double activation(uint16_t half)
@@ -351,7 +360,8 @@ static int consider(Search *search, const Block *block, int64_t number, uint32_t
     double score;
     search->report->completed++;
     int found = complete(block, row, search, &score);
-    if (found == 1)
+    /* An id is a cache miss: only what may stay is asked for its. */
+    if (found == 1 && !(score < threshold(search)))
         keep(search, (Hit){id_at(block, row), score, number << 16 | row});
     return found;
 }
@@ -400,42 +410,62 @@ static int64_t strongest(const Search *search, const Summary *summary, int64_t *
     return count;
 }
 
-/* Heads lie all over the store: fetch the parts of a row before they are needed. */
-static void fetch(const Block *const *blocks, const Summary *summary, uint32_t place, int stage)
+/* Rows to complete lie all over the store: fetch their parts before they are needed. */
+static void fetch(const Block *block, uint32_t row, int stage)
 {
-    int64_t number = place >> 16, row = place & 0xFFFF;
-    if (number >= summary->blocks || row >= blocks[number]->rows)
+    if (row >= block->rows)
         return;
-    const Block *block = blocks[number];
     if (!stage) {
-        PREFETCH(block->row_starts + row);
+        prefetch(block->row_starts + row);
         return;
     }
-    uint32_t start = block->row_starts[row];
-    if (start >= block->postings)
+    uint32_t start = block->row_starts[row], stop = block->row_starts[row + 1];
+    if (start >= stop || stop > block->postings)
         return;
-    PREFETCH((const uint8_t *)block->row_neurons + (block->width > 65536 ? 4 : 2) * (size_t)start);
-    PREFETCH(block->row_values + start);
+    size_t wide = block->width > 65536 ? 4 : 2;
+    prefetch((const uint8_t *)block->row_neurons + wide * start);
+    prefetch((const uint8_t *)block->row_neurons + wide * stop - 1); /* mostly another line */
+    prefetch(block->row_values + start);
+    prefetch(block->row_values + stop - 1);
+}
+
+/* How many of the heads of a neuron priming reads: enough for a threshold, few as each is a cache
+ * miss or three. More of them hardly raised it, on real traces and on independent ones. */
+static int64_t heads_of(const Search *search, const Summary *summary, uint32_t neuron)
+{
+    int64_t count = search->query->k + 8;
+    count = count < summary->heads ? count : summary->heads;
+    return count < summary->counts[neuron] ? count : summary->counts[neuron];
+}
+
+static void fetch_heads(const Search *search, const Block *const *blocks, const Summary *summary,
+                        const int64_t *chosen, int64_t terms, int stage)
+{
+    for (int64_t c = 0; c < terms; c++) {
+        uint32_t neuron = search->neurons[chosen[c]];
+        const uint32_t *heads = summary->head_places + (size_t)neuron * (size_t)summary->heads;
+        int64_t count = heads_of(search, summary, neuron);
+        for (int64_t i = 0; i < count; i++)
+            if (heads[i] >> 16 < summary->blocks)
+                fetch(blocks[heads[i] >> 16], heads[i] & 0xFFFF, stage);
+    }
 }
 
 static int prime(Search *search, const Block *const *blocks, const Summary *summary)
 {
     int64_t chosen[PRIMING_TERMS];
-    int64_t count = strongest(search, summary, chosen);
+    int64_t terms = strongest(search, summary, chosen);
+    for (int stage = 0; stage < 2; stage++)
+        fetch_heads(search, blocks, summary, chosen, terms, stage);
     int alone = search->positives == 1 && !search->query->cosine;
-    for (int64_t c = 0; c < count; c++) {
+    for (int64_t c = 0; c < terms; c++) {
         uint32_t neuron = search->neurons[chosen[c]];
         const uint32_t *heads = summary->head_places + (size_t)neuron * (size_t)summary->heads;
         const float *bounds = summary->head_bounds + (size_t)neuron * (size_t)summary->heads;
-        int64_t n = summary->counts[neuron];
-        n = n < summary->heads ? n : summary->heads;
-        for (int64_t i = 0; i < n; i++) {
+        int64_t count = heads_of(search, summary, neuron);
+        for (int64_t i = 0; i < count; i++) {
             if (alone && search->largest * bounds[i] < threshold(search))
                 break;
-            if (i + 12 < n)
-                fetch(blocks, summary, heads[i + 12], 0);
-            if (i + 6 < n)
-                fetch(blocks, summary, heads[i + 6], 1);
             int64_t number = heads[i] >> 16;
             if (number >= summary->blocks)
                 return DAMAGED;
@@ -495,6 +525,13 @@ static void cut(Search *search, const Summary *summary, double budget)
             low = price;
     }
     search->spent = choose(search, summary, high);
+    /* Cutoffs go by levels of the histogram: what that left of the budget is spent on all alike. */
+    if (!(search->spent > 0))
+        return;
+    double rest = budget / search->spent;
+    for (int64_t t = 0; t < search->positives; t++)
+        search->cutoffs[t] *= search->query->cosine ? rest * rest : rest;
+    search->spent = budget * (1.0 + 0x1p-40);
 }
 
 /* --- blocks ----------------------------------------------------------------------------------- */
@@ -589,8 +626,6 @@ static int reaches(Line least, float sum, uint8_t norm)
 
 static int settle(Search *search, const Block *block, int64_t number, uint32_t row, Line *least)
 {
-    if (row >= block->rows)
-        return DAMAGED;
     if (seen(search, (uint32_t)number << 16 | row, 0))
         return 0;
     int status = consider(search, block, number, row);
@@ -601,80 +636,133 @@ static int settle(Search *search, const Block *block, int64_t number, uint32_t r
 
 /* Eight products at a time, which compilers turn into vectors; the sums cannot be. */
 static void add_up(float *sums, const uint16_t *rows, const uint8_t *codes, uint32_t count,
-                   float unit)
+                   float unit, float less)
 {
     uint32_t i = 0;
     for (; i + 8 <= count; i += 8) {
         float bounds[8];
         for (int j = 0; j < 8; j++)
-            bounds[j] = unit * codes[i + j];
+            bounds[j] = unit * codes[i + j] - less;
         for (int j = 0; j < 8; j++)
             sums[rows[i + j]] += bounds[j];
     }
     for (; i < count; i++)
-        sums[rows[i]] += unit * codes[i];
+        sums[rows[i]] += unit * codes[i] - less;
 }
 
-/* The same for bounds under a root: there are 256 of them, ready at `root[code]`. */
+/* The same, and notes each row when its sum comes to reach `flat`: once, as sums never fall.
+ * Returns how many are noted by now. No branch: which posting does it cannot be foretold. */
+static uint32_t add_and_note(const Scratch *scratch, uint32_t noted, const uint16_t *rows,
+                             const uint8_t *codes, uint32_t count, float unit, float less,
+                             float flat)
+{
+    float *sums = scratch->sums;
+    for (uint32_t i = 0; i < count; i++) {
+        float more = unit * codes[i] - less, before = sums[rows[i]], after = before + more;
+        sums[rows[i]] = after;
+        scratch->noted[noted] = rows[i];
+        noted += (before < flat) & (after >= flat);
+    }
+    return noted;
+}
+
+/* The same as add_up for bounds under a root: there are 256 of them, ready at `root[code]`. */
 static void add_roots(float *sums, const uint16_t *rows, const uint8_t *codes, uint32_t count,
-                      float unit, const float *root)
+                      float unit, float less, const float *root)
 {
     float bounds[256];
     for (int code = 0; code < 256; code++)
-        bounds[code] = unit * root[code];
+        bounds[code] = unit * root[code] - less;
     for (uint32_t i = 0; i < count; i++)
         sums[rows[i]] += bounds[codes[i]];
 }
 
-/* Adds up the bounds of the postings that are read; returns how many those are, or DAMAGED. */
-static int64_t scatter(Search *search, const Block *block)
+/* Counts the postings of each run that are read; returns how many those are, or DAMAGED. */
+static int64_t measure(Search *search, const Block *block)
 {
-    float *sums = search->scratch->sums;
     int64_t postings = 0;
     for (int64_t t = 0; t < search->positives; t++) {
         uint32_t neuron = search->neurons[t];
-        if (!run_is_sound(block, neuron)) {
-            memset(sums, 0, BLOCK_ROWS * sizeof *sums);
+        if (!run_is_sound(block, neuron))
             return DAMAGED;
-        }
         uint32_t start = block->run_starts[neuron], stop = block->run_starts[neuron + 1];
-        const uint16_t *rows = block->run_rows + start;
-        const uint8_t *codes = block->run_codes + start;
         uint32_t least = lowest_code(block->scales[neuron], search->cutoffs[t]);
-        uint32_t count = prefix(codes, stop - start, least);
-        double step = lifted(search->query, block->scales[neuron]);
-        float unit = (float)(search->weights[t] * step) * (1.0f + 0x1p-22f);
-        unit = unit > FLT_MIN ? unit : FLT_MIN;
-        if (search->query->cosine)
-            add_roots(sums, rows, codes, count, unit, search->roots);
-        else
-            add_up(sums, rows, codes, count, unit);
-        search->counts[t] = count;
-        postings += count;
+        search->counts[t] = prefix(block->run_codes + start, stop - start, least);
+        postings += search->counts[t];
     }
     return postings;
 }
 
-/* Completes the rows that reach the line by reading the same postings again. */
-static int revisit(Search *search, const Block *block, int64_t number)
+/* Adds up the bounds of the postings that are read. With `flat`, returns how many rows came to
+ * reach it; they are noted. */
+static uint32_t scatter(Search *search, const Block *block, const float *flat)
+{
+    const Scratch *scratch = search->scratch;
+    uint32_t noted = 0;
+    for (int64_t t = 0; t < search->positives; t++) {
+        uint32_t neuron = search->neurons[t], count = search->counts[t];
+        const uint16_t *rows = block->run_rows + block->run_starts[neuron];
+        const uint8_t *codes = block->run_codes + block->run_starts[neuron];
+        double step = lifted(search->query, block->scales[neuron]);
+        float unit = (float)(search->weights[t] * step) * (1.0f + 0x1p-22f);
+        unit = unit > FLT_MIN ? unit : FLT_MIN;
+        double cutoff = lifted(search->query, search->cutoffs[t]);
+        float less = (float)(search->weights[t] * cutoff) * (1.0f - 0x1p-22f);
+        if (search->query->cosine)
+            add_roots(scratch->sums, rows, codes, count, unit, less, search->roots);
+        else if (flat)
+            noted = add_and_note(scratch, noted, rows, codes, count, unit, less, *flat);
+        else
+            add_up(scratch->sums, rows, codes, count, unit, less);
+    }
+    return noted;
+}
+
+/* Makes all sums zero again: one by one where that is less. */
+static void wipe(Search *search, const Block *block, int64_t postings)
 {
     float *sums = search->scratch->sums;
-    Line least = line(search, block);
-    int cosine = search->query->cosine != 0, status = 0;
+    if (postings * 16 > block->rows) {
+        memset(sums, 0, BLOCK_ROWS * sizeof *sums);
+        return;
+    }
     for (int64_t t = 0; t < search->positives; t++) {
         const uint16_t *rows = block->run_rows + block->run_starts[search->neurons[t]];
-        for (uint32_t i = 0; i < search->counts[t]; i++) {
-            uint32_t row = rows[i];
-            float sum = sums[row];
-            sums[row] = 0.0f;
-            if (!(sum > 0.0f) || status < 0 || row >= block->rows)
-                continue;
+        for (uint32_t i = 0; i < search->counts[t]; i++)
+            sums[rows[i]] = 0.0f;
+    }
+}
+
+/* Completes the rows noted, but for those that a risen line now leaves out. */
+static int settle_noted(Search *search, const Block *block, int64_t number, uint32_t count,
+                        Line least)
+{
+    const float *sums = search->scratch->sums;
+    const uint16_t *noted = search->scratch->noted;
+    int cosine = search->query->cosine != 0, status = 0;
+    for (uint32_t first = 0; first < count && status >= 0; first += AHEAD) {
+        uint32_t stop = first + AHEAD < count ? first + AHEAD : count;
+        for (int stage = 0; stage < 2; stage++)
+            for (uint32_t i = first; i < stop; i++)
+                fetch(block, noted[i], stage);
+        for (uint32_t i = first; i < stop && status >= 0; i++) {
+            uint32_t row = noted[i];
+            if (row >= block->rows)
+                return DAMAGED;
             /* A norm is a cache miss: only a cosine looks at it. */
-            if (cosine ? reaches(least, sum, block->row_norms[row]) : sum >= least.flat)
+            if (cosine ? reaches(least, sums[row], block->row_norms[row]) : sums[row] >= least.flat)
                 status = settle(search, block, number, row, &least);
         }
     }
     return status;
+}
+
+/* Few postings, no cosine: notes the rows that reach the line while adding up. */
+static int pick(Search *search, const Block *block, int64_t number)
+{
+    Line least = line(search, block);
+    uint32_t count = scatter(search, block, &least.flat);
+    return settle_noted(search, block, number, count, least);
 }
 
 /* Whether any of STRIDE rows reaches the line: a loop that compilers turn into vectors. */
@@ -690,23 +778,25 @@ static int any_reaches(Line least, const float *sums, const uint8_t *norms, int 
     return any;
 }
 
-/* Completes the rows that reach the line by looking at all of them. */
+/* Many postings, or a cosine: adds up, then notes the rows that reach the line. */
 static int sweep(Search *search, const Block *block, int64_t number)
 {
-    float *sums = search->scratch->sums;
+    const float *sums = search->scratch->sums;
     const uint8_t *norms = block->row_norms;
+    uint16_t *noted = search->scratch->noted;
+    uint32_t count = 0;
     Line least = line(search, block);
-    int cosine = search->query->cosine != 0, status = 0;
-    for (uint32_t first = 0; first < block->rows && status >= 0; first += STRIDE) {
+    int cosine = search->query->cosine != 0;
+    scatter(search, block, NULL);
+    for (uint32_t first = 0; first < block->rows; first += STRIDE) {
         uint32_t stop = first + STRIDE < block->rows ? first + STRIDE : (uint32_t)block->rows;
         if (stop == first + STRIDE && !any_reaches(least, sums + first, norms + first, cosine))
             continue;
-        for (uint32_t row = first; row < stop && status >= 0; row++)
+        for (uint32_t row = first; row < stop; row++)
             if ((sums[row] > 0.0f || least.untouched) && reaches(least, sums[row], norms[row]))
-                status = settle(search, block, number, row, &least);
+                noted[count++] = (uint16_t)row;
     }
-    memset(sums, 0, BLOCK_ROWS * sizeof *sums);
-    return status;
+    return settle_noted(search, block, number, count, least);
 }
 
 /* The most that any row of a block could score, in divided weights. */
@@ -745,19 +835,20 @@ static int read_block(Search *search, const Block *block, int64_t number, const 
         cut(search, summary, query->share * best * scale / search->largest);
         search->cut_for = best;
     }
-    int64_t postings = scatter(search, block);
+    int64_t postings = measure(search, block);
     if (postings < 0)
         return DAMAGED;
     search->report->postings += postings;
-    if (postings * 4 < block->rows && !line(search, block).untouched)
-        return revisit(search, block, number);
-    return sweep(search, block, number);
+    int few = postings * 4 < block->rows && !query->cosine;
+    status = few ? pick(search, block, number) : sweep(search, block, number);
+    wipe(search, block, postings);
+    return status;
 }
 
 /* --- what ctypes calls ------------------------------------------------------------------------ */
 
 /* Raised with every change to a struct or a function here; index/native.py must say the same. */
-EXPORT int64_t memstore_kernel_version(void) { return 4; }
+EXPORT int64_t memstore_kernel_version(void) { return 5; }
 
 static int take_terms(Search *search)
 {
@@ -856,7 +947,7 @@ EXPORT int64_t memstore_score(const Block *block, const Query *query, const Scra
     for (int64_t i = 0; i < count && status >= 0; i++) {
         uint32_t row = rows ? rows[i] : (uint32_t)i;
         if (rows && i + 8 < count && rows[i + 8] < block->rows)
-            PREFETCH(block->row_starts + rows[i + 8]);
+            prefetch(block->row_starts + rows[i + 8]);
         status = row >= block->rows ? DAMAGED : 0;
         if (status == 0 && passes(block, 0, row, query))
             status = complete(block, row, &search, scores + i);
