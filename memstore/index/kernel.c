@@ -845,6 +845,44 @@ static int read_block(Search *search, const Block *block, int64_t number, const 
     return status;
 }
 
+/* What a block is read by lies all over it: fetch that of the next two while one is read. */
+static void fetch_runs(const Search *search, const Block *block, int stage)
+{
+    if (!block->run_starts)
+        return;
+    for (int64_t t = 0; t < search->positives; t++) {
+        uint32_t neuron = search->neurons[t];
+        if (!stage) {
+            prefetch(block->run_starts + neuron);
+            prefetch(block->scales + neuron);
+            continue;
+        }
+        uint32_t start = block->run_starts[neuron];
+        if (start >= block->postings)
+            continue;
+        prefetch(block->run_rows + start);
+        prefetch(block->run_rows + start + 32);
+        prefetch(block->run_codes + start);
+    }
+}
+
+static int read_blocks(Search *search, const Block *const *blocks, int64_t count,
+                       const Summary *summary)
+{
+    int alone = search->positives == 1 && !search->query->cosine; /* which passes most blocks by */
+    for (int64_t number = 0; number < count; number++) {
+        for (int stage = 0; stage < 2 && !alone; stage++)
+            if (number + 2 - stage < count)
+                fetch_runs(search, blocks[number + 2 - stage], stage);
+        int status = read_block(search, blocks[number], number, summary);
+        if (status < 0) {
+            search->report->damaged = number;
+            return status;
+        }
+    }
+    return 0;
+}
+
 /* --- what ctypes calls ------------------------------------------------------------------------ */
 
 /* Raised with every change to a struct or a function here; index/native.py must say the same. */
@@ -915,11 +953,8 @@ EXPORT int64_t memstore_search(const Block *const *blocks, int64_t count, const 
     int status = take_terms(&search);
     if (status == 0 && summary)
         status = prime(&search, blocks, summary);
-    for (int64_t number = 0; number < count && status >= 0; number++) {
-        status = read_block(&search, blocks[number], number, summary);
-        if (status == DAMAGED)
-            report->damaged = number;
-    }
+    if (status == 0)
+        status = read_blocks(&search, blocks, count, summary);
     put_back(&search);
     if (status < 0)
         return status;
