@@ -21,8 +21,7 @@ from memstore.types import Traces
 class MemstoreEngine(Engine):
     """The product through its public door.
 
-    A neuron query answers with ids and scores, as peers do; a dense one also reads texts and
-    metadata. What reading them adds to a neuron query: scale.py.
+    Queries answer with ids and scores, as peers do. What reading the memories adds: scale.py.
     """
 
     name, kinds, holds = "memstore", SPARSE, "texts, vectors, traces"
@@ -54,7 +53,7 @@ class MemstoreEngine(Engine):
         if self.near is None:
             raise NotImplementedError("search_vector")
         where = None if below is None else {"shade": {"$lt": below}}
-        return pairs(self.near(vector, k, where=where))
+        return pairs(self.near(vector, k, where=where, fetch=False))
 
 
 def pairs(hits: Hits) -> Found:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from memstore import reasons
 from memstore.core.expression import NeuronQuery
 from memstore.core.ranking import Ranked, best
-from memstore.errors import IndexDamaged, MemoryNotFound
 from memstore.hits import Hits
 from memstore.index.postings import NeuronIndex
 from memstore.types import Float64
@@ -46,9 +45,8 @@ def firing(  # noqa: PLR0913 - what a composite was asked, in one state
         ranked, parts = found.ranked, parts_of(view, query, found.ranked, found.shares)
         if fetch:
             return read(view, query, ranked, parts)
-        record = view.encoder.id
-        return reasons.fetched_later(
-            ranked, lambda: read_now(searcher, query, ranked, parts, record)
+        return searcher.later(
+            view, ranked, lambda now, named: read(now, query, ranked, parts, named)
         )
 
     return searcher.ask(view, answer)
@@ -90,16 +88,3 @@ def read(view: View, query: NeuronQuery, ranked: Ranked, parts: Parts, named: bo
     hits = reasons.later_hits(ranked, view.rows(ranked.ids), parts, sentences)
     view.note_rows("memories", "rows of the hits", len(hits), began)
     return hits
-
-
-def read_now(
-    searcher: Searcher, query: NeuronQuery, ranked: Ranked, parts: Parts, encoder_id: int
-) -> Hits:
-    """Return the hits of a ranking from before, their memories as they are now."""
-    with searcher.view() as view:
-        try:
-            return read(view, query, ranked, parts, view.encoder.id == encoder_id)
-        except IndexDamaged as error:
-            raise MemoryNotFound(
-                "a memory among these hits was deleted since they were found: ask again"
-            ) from error

@@ -84,6 +84,7 @@ class Near:
     steer: NeuronQuery | None
     idf: bool
     fading: float | None
+    fetch: bool = True
 
     def hits(self, k: int, where: Where | None) -> Hits:
         """Return the k nearest by vector or by trace, steered and faded."""
@@ -177,7 +178,6 @@ class Near:
         wanted = [neuron for neuron, _ in steer.terms] if steer else []
         if trace is not None:
             wanted += trace.neurons.tolist()
-        labels = view.labels(wanted)
         cosines = dict(nearness.pairs())
 
         def parts() -> list[reasons.Parts]:
@@ -186,19 +186,23 @@ class Near:
                 for i in top.ids.tolist()
             ]
 
-        steering = reasons.composite_sentences(steer or NeuronQuery(()), labels)
+        def read(now: View, named: bool) -> Hits:
+            labels = now.labels(wanted if named else [])
+            steering = reasons.composite_sentences(steer or NeuronQuery(()), labels)
 
-        def sentences(_: int, own: reasons.Parts) -> list[str]:
-            return [
-                steering(name, share)
-                if name.startswith("steer ")
-                else reasons.SIDES[name]
-                if name in reasons.SIDES
-                else reasons.shared_sentence(name, labels)
-                for name, share in own.items()
-            ]
+            def sentences(_: int, own: reasons.Parts) -> list[str]:
+                return [
+                    steering(name, share)
+                    if name.startswith("steer ")
+                    else reasons.SIDES[name]
+                    if name in reasons.SIDES
+                    else reasons.shared_sentence(name, labels)
+                    for name, share in own.items()
+                ]
 
-        return reasons.later_hits(top, view.rows(top.ids), parts, sentences)
+            return reasons.later_hits(top, now.rows(top.ids), parts, sentences)
+
+        return read(view, True) if self.fetch else self.searcher.later(view, top, read)
 
     def _pointing(self, top: Ranked, nearness: Ranked, axes: Axes) -> Hits:
         """Return hits whose parts are the neurons that a direction is made of."""

@@ -34,6 +34,8 @@ class Options:
     says otherwise)."""
     weights: Mapping[str, float] | None = None
     """Hybrid only: a weighted sum of the sides named, instead of reciprocal rank fusion."""
+    fetch: bool = True
+    """By vector only: read the memories of the hits at once, in the query's own transaction."""
 
     def check(self, by: object) -> None:
         """Raise ``InvalidQuery`` for an unknown kind, or an option that says nothing to it."""

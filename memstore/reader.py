@@ -226,13 +226,15 @@ class Reader(OpenStore):
         where: Where | None = None,
         steer: Query | None = None,
         half_life: str | timedelta | None = None,
+        fetch: bool = True,
     ) -> Hits:
         """Return the k memories nearest to a vector (d,) of the store's embedder, by cosine.
 
-        Loads no embedder. Raises ``InvalidVector``.
+        Loads no embedder. ``fetch`` as for ``composite``. Raises ``InvalidVector``.
         """
         self._open_database()
-        return self._searcher.by_vector(vector, k, where, Options(steer, half_life))
+        options = Options(steer, half_life, fetch=fetch)
+        return self._searcher.by_vector(vector, k, where, options)
 
     def explain(self, id: int) -> Meaning:
         """Return what one memory means, in neurons and their labels. Raises ``MemoryNotFound``."""

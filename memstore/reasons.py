@@ -90,11 +90,6 @@ def later_hits(
     return Hits.later(ids, scores, lambda: make_hits(ids, scores, stored, parts(), sentences))
 
 
-def fetched_later(ranked: Ranked, fetch: Callable[[], Iterable[Hit]]) -> Hits:
-    """Return the hits of a ranking that nobody has read yet."""
-    return Hits.later(ranked.ids.tolist(), ranked.scores.tolist(), fetch)
-
-
 def make_hits(
     ids: list[int],
     scores: list[float],

@@ -22,7 +22,7 @@ from memstore.catalog.engine import Database
 from memstore.catalog.filters import asks_neurons, compile_filter
 from memstore.catalog.neurons import EncoderRecord
 from memstore.core.expression import check_number
-from memstore.core.ranking import best
+from memstore.core.ranking import Ranked, best
 from memstore.core.vectors import unit_vectors
 from memstore.encoder import Encoder
 from memstore.errors import IndexDamaged, InvalidQuery, MemoryNotFound, brief
@@ -94,6 +94,24 @@ class Searcher:
             return question(self.indices.neurons(view.moment))
         except IndexDamaged as error:
             return question(self.indices.rebuilt(view.moment, error))
+
+    def later(self, view: View, ranked: Ranked, read: Callable[[View, bool], Hits]) -> Hits:
+        """Return the hits of a state, their memories read once somebody looks, as they are then.
+
+        ``read`` is told whether neurons are still called what they were called in that state.
+        """
+        record = view.encoder.id
+
+        def now() -> Hits:
+            with self.view() as later:
+                try:
+                    return read(later, later.encoder.id == record)
+                except IndexDamaged as error:
+                    raise MemoryNotFound(
+                        "a memory among these hits was deleted since they were found: ask again"
+                    ) from error
+
+        return Hits.later(ranked.ids.tolist(), ranked.scores.tolist(), now)
 
     def explain(self, query: Callable[[], Hits]) -> Explanation:
         """Run a query and return its steps with its hits."""
@@ -192,14 +210,12 @@ class Searcher:
     def by_vector(self, vector: ArrayLike, k: int, where: Where | None, options: Options) -> Hits:
         """Return the k memories nearest to a vector."""
         check_k(k)
-
-        def question() -> Question:
-            with self.view() as view:
-                record = view.encoder
-            unit = unit_vectors(np.asarray(vector)[None], 1, record.dimension)[0]
-            return Question(record.fingerprint, "", unit, None)
-
-        return self.near(question, k, where, options)
+        fading = check_half_life(options.half_life)
+        self.prepare(where)
+        with self.view(dense=True) as view:
+            unit = unit_vectors(np.asarray(vector)[None], 1, view.encoder.dimension)[0]
+            question = Question(view.encoder.fingerprint, "", unit, None)
+            return self._nearest(view, question, k, where, options, fading, False)
 
     def _question(self, text: str, by: By) -> Question:
         with self.view() as view:
@@ -248,7 +264,7 @@ class Searcher:
     ) -> Hits:
         steer = None if options.steer is None else view.resolve(options.steer)
         rarity = options.idf is not False and (hybrid or question.trace is not None)
-        near = Near(self, view, question, steer, rarity, fading)
+        near = Near(self, view, question, steer, rarity, fading, options.fetch)
 
         def answer() -> Hits:
             return near.fused(k, where, options.weights) if hybrid else near.hits(k, where)

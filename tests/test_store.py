@@ -527,6 +527,12 @@ def test_unfetched_hits_are_the_same_once_looked_at(where):
             assert later == plain
             assert [hit.why() for hit in later] == [hit.why() for hit in plain]
         assert store.top(3, 5, fetch=False) == store.top(3, 5)
+        for steer in (None, "3 - 0.5*5"):
+            plain = store.search_vector([1.0] * 6, 7, where=where, steer=steer)
+            later = store.search_vector([1.0] * 6, 7, where=where, steer=steer, fetch=False)
+            assert (later.ids, later.scores) == (plain.ids, plain.scores)
+            assert [hit.why() for hit in later] == [hit.why() for hit in plain]
+            assert later == plain
 
 
 @pytest.mark.parametrize("where", [None, {"id": {"$lte": 20}}], ids=["search", "filter first"])

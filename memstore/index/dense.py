@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -45,6 +46,8 @@ FEW = 300
 NEAREST = 1_000
 #: Candidates scored again: this many (``Reading``), or so many a hit.
 REFINED_A_HIT = 5
+#: Filters whose rows are remembered.
+FILTERS = 4
 #: Grown by this factor since training, the lists no longer fit.
 OUTGROWN = 4
 
@@ -72,6 +75,11 @@ class Passing:
     count: int
     everyone: bool
 
+    @cached_property
+    def bits(self) -> NDArray[np.uint8]:
+        """One bit a row."""
+        return np.packbits(self.mask, bitorder="little")
+
     @property
     def rows(self) -> Int64:
         """Their numbers, ascending."""
@@ -93,6 +101,8 @@ class DenseIndex:
         self.alive: Mask = np.empty(0, dtype=bool)
         self.living = 0
         self.lists = lists
+        #: What passes the filters asked last, while nothing is written.
+        self._filtered: list[tuple[Selection, Passing]] = []
         self.vectors: Any = self._flat() if lists is None else lists.index
 
     def _flat(self) -> Any:
@@ -167,6 +177,7 @@ class DenseIndex:
         self, deleted: Sequence[int], written: Iterable[tuple[Sequence[int], Float32]], change: int
     ) -> None:
         """Take in what changed up to ``change``: deleted ids, and vectors of written memories."""
+        self._filtered = []
         self._kill(np.array(deleted, dtype=np.int64))
         parts = [self.ids]
         for ids, vectors in written:
@@ -237,8 +248,13 @@ class DenseIndex:
     def _passing(self, selected: Selection | None) -> Passing:
         if selected is None:
             return Passing(self.alive, self.living, self.living == len(self.ids))
+        for known, passing in self._filtered:
+            if known is selected:
+                return passing
         mask = self.alive & selected.mask(self.ids)
-        return Passing(mask, int(np.count_nonzero(mask)), False)
+        passing = Passing(mask, int(np.count_nonzero(mask)), False)
+        self._filtered = [*self._filtered, (selected, passing)][-FILTERS:]
+        return passing
 
     def _nearest_of_all(self, vector: Float32, k: int, passing: Passing) -> Int64:
         """Return rows among which the k nearest surely are, from a flat scan.
@@ -276,8 +292,7 @@ class DenseIndex:
     def _selecting(self, passing: Passing, kind: Any, **more: int) -> Any:
         if passing.everyone:
             return kind(**more) if more else None
-        bits = np.packbits(passing.mask, bitorder="little")
-        return kind(sel=self.faiss.IDSelectorBitmap(bits), **more)
+        return kind(sel=self.faiss.IDSelectorBitmap(passing.bits), **more)
 
     def _scored(self, vector: Float32, rows: Int64, source: Source) -> Ranked:
         ids = self.ids[rows]

@@ -20,7 +20,6 @@ class Selection:
     def __init__(self, ids: Int64) -> None:
         self.ids = ids
         self._bitmaps: dict[int, tuple[NDArray[np.generic], NDArray[np.uint8]]] = {}
-        self._masks: dict[int, tuple[Int64, NDArray[np.bool_]]] = {}
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -48,19 +47,13 @@ class Selection:
         return np.asarray(self.ids[at] == ids, dtype=bool)
 
     def mask(self, ids: Int64) -> NDArray[np.bool_]:
-        """Return which of some ids are selected, for many ids; kept like bitmaps."""
-        known = self._masks.get(id(ids))
-        if known is not None and known[0] is ids:
-            return known[1]
+        """Return which of some ids are selected, for many ids."""
         highest = int(max(ids.max(initial=0), self.ids.max(initial=0)))
         if highest > 8 * (len(ids) + len(self.ids)) + 1_000_000:
-            found = self.holds(ids)
-        else:
-            table = np.zeros(highest + 1, dtype=bool)
-            table[self.ids] = True
-            found = table[ids]
-        self._masks[id(ids)] = (ids, found)
-        return found
+            return self.holds(ids)
+        table = np.zeros(highest + 1, dtype=bool)
+        table[self.ids] = True
+        return np.asarray(table[ids], dtype=bool)
 
     def among(self, found: Ranked) -> Ranked:
         """Return those of some results that are selected."""
