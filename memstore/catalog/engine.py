@@ -67,7 +67,7 @@ class Database:
         self._owner: int | None = os.getpid()
         self._held = HELD.take(path) if path is not None and path.exists() else None
         self.engine = self._engine()
-        self._idle: list[Connection] = []
+        self._idle: list[tuple[Connection, sqlite3.Connection]] = []
 
     @property
     def name(self) -> str:
@@ -139,21 +139,22 @@ class Database:
         """
         self._require_own()
         with self._turn, translated(self.name):
-            connection = self._idle.pop() if self._idle else self._reader()
+            connection, driver = self._idle.pop() if self._idle else self._reader()
             try:
-                driver_of(connection).execute("BEGIN")
+                driver.execute("BEGIN")
                 yield connection
             finally:
                 # Where even this fails the connection is beyond use, and not kept.
                 connection.rollback()
-                driver_of(connection).rollback()
-                self._idle.append(connection)
+                driver.rollback()
+                self._idle.append((connection, driver))
 
-    def _reader(self) -> Connection:
+    def _reader(self) -> tuple[Connection, sqlite3.Connection]:
         connection = self.engine.connect().execution_options(memstore_begin=None)
+        driver = driver_of(connection)
         # Vectors are fetched by the hundred from all over the file: mapped, in 0.4 of the time.
-        driver_of(connection).execute(f"PRAGMA mmap_size = {READER_MAP_BYTES}")
-        return connection
+        driver.execute(f"PRAGMA mmap_size = {READER_MAP_BYTES}")
+        return connection, driver
 
     @contextmanager
     def write(self) -> Iterator[Write]:
@@ -212,7 +213,8 @@ class Database:
         # A forked child must not touch its parent's connections, not even to close them.
         if not self.is_foreign:
             while self._idle:
-                self._idle.pop().close()
+                connection, _ = self._idle.pop()
+                connection.close()
             self.engine.dispose()
         else:
             self.engine.dispose(close=False)

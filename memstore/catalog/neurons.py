@@ -62,8 +62,7 @@ class EncoderRecord:
     config: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class StoreState:
+class StoreState(NamedTuple):
     """The one row of table ``store``.
 
     ``change`` counts write transactions. ``log_floor`` is the change up to which the log of

@@ -85,10 +85,10 @@ class Expression:
             raise InvalidExpression(f"more than {MAX_TERMS} terms: ask with fewer")
         for neuron, weight in self.terms:
             check_ref(neuron)
-            check_number(weight, f"the weight of {spell(neuron)}")
+            check_number(weight, "the weight of", neuron)
         for condition in self.conditions:
             check_ref(condition.neuron)
-            check_number(condition.threshold, f"the bound on {spell(condition.neuron)}")
+            check_number(condition.threshold, "the bound on", condition.neuron)
 
     @classmethod
     def of(cls, value: Expression | str | int | Mapping[NeuronRef, float]) -> Expression:
@@ -241,7 +241,7 @@ def numbered(ref: NeuronRef, width: int) -> int:
 
 def check_ref(ref: object) -> None:
     """Raise ``InvalidExpression`` unless ``ref`` is a number that a neuron may have, or a name."""
-    if isinstance(ref, int | np.integer) and not isinstance(ref, bool):
+    if type(ref) is int or (isinstance(ref, int | np.integer) and not isinstance(ref, bool)):
         sound = -(2**63) <= ref < 2**63
     else:
         sound = isinstance(ref, str) and ref != ""
@@ -249,13 +249,20 @@ def check_ref(ref: object) -> None:
         raise InvalidExpression(f"{brief(ref)} is not a neuron: use its number or its name")
 
 
-def check_number(value: object, what: str) -> None:
-    """Raise ``InvalidExpression`` unless ``value`` is a finite number of sane size."""
+def check_number(value: object, what: str, ref: NeuronRef | None = None) -> None:
+    """Raise ``InvalidExpression`` unless ``value`` is a finite number of sane size.
+
+    ``what`` it is, and of which neuron, for the message.
+    """
+    if type(value) is float and -MAX_WEIGHT <= value <= MAX_WEIGHT:
+        return
     is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
     # Compared before anything else: a huge whole number has no float. NaN compares false.
     if not is_number or not -MAX_WEIGHT <= value <= MAX_WEIGHT:  # type: ignore[operator]  # narrowed by is_number
+        whose = "" if ref is None else f" {spell(ref)}"
         raise InvalidExpression(
-            f"{what} is {brief(value)}: use a number between -{MAX_WEIGHT:g} and {MAX_WEIGHT:g}"
+            f"{what}{whose} is {brief(value)}: use a number between -{MAX_WEIGHT:g} and "
+            f"{MAX_WEIGHT:g}"
         )
 
 

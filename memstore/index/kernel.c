@@ -33,6 +33,7 @@
 #define PRIMING_TERMS 8
 #define STRIDE 64 /* rows that a sweep looks at in one go */
 #define AHEAD 16  /* rows that are fetched together before they are completed */
+#define RUN_LINES 4 /* cache lines of codes that are fetched of a run, and twice as many of rows */
 #define NEVER UINT32_MAX
 
 #if defined(_WIN32)
@@ -517,7 +518,7 @@ static void cut(Search *search, const Summary *summary, double budget)
     for (int64_t t = 0; t < search->positives; t++)
         postings += summary->counts[search->neurons[t]];
     double low = postings / budget * 1e-3, high = postings / budget * 1e3;
-    for (int step = 0; step < 9; step++) {
+    for (int step = 0; step < 6; step++) {
         double price = sqrt(low * high);
         if (choose(search, summary, price) <= budget)
             high = price;
@@ -845,7 +846,8 @@ static int read_block(Search *search, const Block *block, int64_t number, const 
     return status;
 }
 
-/* What a block is read by lies all over it: fetch that of the next two while one is read. */
+/* What a block is read by lies all over it: fetch that of the next two while one is read. The rest
+ * of a run comes in order, and needs no help. */
 static void fetch_runs(const Search *search, const Block *block, int stage)
 {
     if (!block->run_starts)
@@ -860,9 +862,11 @@ static void fetch_runs(const Search *search, const Block *block, int stage)
         uint32_t start = block->run_starts[neuron];
         if (start >= block->postings)
             continue;
-        prefetch(block->run_rows + start);
-        prefetch(block->run_rows + start + 32);
-        prefetch(block->run_codes + start);
+        for (uint32_t line = 0; line < RUN_LINES; line++) {
+            prefetch(block->run_rows + start + 64 * line);
+            prefetch(block->run_rows + start + 64 * line + 32);
+            prefetch(block->run_codes + start + 64 * line);
+        }
     }
 }
 
