@@ -27,6 +27,8 @@ from memstore.types import Trace
 
 ROOT = Path(__file__).parent.parent
 WIDTH = 40
+#: The last three make one term hopelessly small beside another.
+WEIGHTS = [1.0, -1.0, 2.0, -0.5, 0.1, 1 / 3, 1e-6, 1e6, 1e9, 1e-40, 1e-99]
 #: Whole numbers tie often, halves sometimes, the rest hardly ever.
 VALUES = {
     "ties": lambda dice, n: dice.integers(1, 4, n).astype(float),
@@ -117,7 +119,7 @@ class World:
         dice = self.dice
         count = int(dice.integers(1, 9))
         neurons = np.sort(dice.choice(WIDTH, count, replace=False))
-        weights = dice.choice([1.0, -1.0, 2.0, -0.5, 0.1, 1 / 3, 1e-6, 1e6], count)
+        weights = dice.choice(WEIGHTS, count)
         conditions = []
         for _ in range(int(dice.integers(0, 3)) if dice.random() < 0.4 else 0):
             neuron, op = int(dice.integers(WIDTH)), str(dice.choice([">", ">=", "<", "<="]))

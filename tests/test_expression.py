@@ -116,6 +116,14 @@ def test_terms_of_one_neuron_add_up_and_zeros_go():
     assert query.terms == ((3, -1.0), (5, 1.0))
 
 
+@pytest.mark.parametrize("terms", [{3: 1e-101}, {3: 5e-324}, {3: 1.0, 5: -1e-300}])
+def test_a_weight_next_to_nothing_is_refused(terms):
+    """Scores of such terms would round away what tells memories apart."""
+    with pytest.raises(InvalidExpression, match="use 0, or 1e-100 and more"):
+        Expression.of(terms).resolve(lambda name: 0, 10)
+    assert Expression.of({3: 1e-100}).resolve(lambda name: 0, 10).terms == ((3, 1e-100),)
+
+
 @pytest.mark.parametrize("text", ["10", "3 - 10", "3 & 10>0", "!10"])
 def test_a_neuron_past_the_last_is_unknown(text):
     """The error says which neurons there are."""

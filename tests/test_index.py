@@ -324,6 +324,35 @@ def test_beyond_the_exact_size_lists_answer_nearly_the_same(path, encoder, monke
         assert store.check() == []
 
 
+def test_a_filter_asked_again_and_again_is_answered_exactly(path, encoder, monkeypatch):
+    """By an index of its own rows, which nobody asks once something was written."""
+    monkeypatch.setattr(dense, "EXACT", 1_000)
+    monkeypatch.setattr(dense, "FEW", 50)
+    dice = np.random.default_rng(6)
+    vectors = dice.normal(size=(4_000, 6))
+    rows = [{"text": f"m {i}", "metadata": {"fifth": i % 5 == 0}} for i in range(4_000)]
+    fifth = {"fifth": True}
+    with MemoryStore.open(path, encoder=encoder) as store:
+        store.insert_many(rows, vectors=vectors)
+        kept = np.concatenate([page for _, page in store.iter_vectors()])[::5].astype(np.float64)
+        kept /= np.linalg.norm(kept, axis=1, keepdims=True)
+        plans = set()
+        for query in vectors[:40] + 0.1:
+            explained = store.explain_query(vector=query, where=fifth)
+            plans.add(explained.steps[1].plan)
+        assert len(plans) == 2
+        for query in vectors[:20] - 0.1:
+            order = np.argsort(-(kept @ query), kind="stable")[:10]
+            ids = tuple((5 * order + 1).tolist())
+            assert store.search_vector(query, where=fifth).ids == ids
+        best = store.search_vector(vectors[0], 2, where=fifth).ids
+        store.delete(best[0])
+        assert store.search_vector(vectors[0], 1, where=fifth).ids == (best[1],)
+        near = [{"text": "near", "metadata": fifth}]
+        store.insert_many(near, vectors=vectors[:1])
+        assert store.search_vector(vectors[0], 1, where=fifth)[0].text == "near"
+
+
 def test_lists_of_another_version_are_made_anew(path, encoder, monkeypatch, caplog):
     """A number of lists that nobody knows how to read: built from the catalog, and answered."""
     monkeypatch.setattr(dense, "EXACT", 1_500)

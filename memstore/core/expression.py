@@ -30,6 +30,8 @@ COMPARE: dict[str, Callable[[Any, float], Any]] = {
 MAX_TERMS = 100_000
 #: Beyond this a weight could carry a sum out of float64's exact range for no purpose.
 MAX_WEIGHT = 1e9
+#: Below this, 0 aside, scores would round as float64 does near its end, where bounds do not hold.
+MIN_WEIGHT = 1e-100
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ class Expression:
 
         ``known`` is asked once a name: for the number of a neuron, or for the expression of a lens,
         which comes in with all its terms. Raises ``UnknownNeuron`` for a number outside
-        0..width-1, ``InvalidExpression`` for a bound on a lens.
+        0..width-1, ``InvalidExpression`` for a bound on a lens, or a weight next to nothing.
         """
         names = {ref for ref, _ in self.terms} | {condition.neuron for condition in self.conditions}
         meant = {ref: known(ref) for ref in names if isinstance(ref, str)}
@@ -143,6 +145,11 @@ class Expression:
                 )
             number = numbered(found, width)
             conditions.append(Condition(number, condition.op, float(condition.threshold)))
+        for neuron, weight in weights.items():
+            if 0 < abs(weight) < MIN_WEIGHT:
+                raise InvalidExpression(
+                    f"the weight of {neuron} comes to {weight!r}: use 0, or {MIN_WEIGHT:g} and more"
+                )
         return NeuronQuery(
             terms=tuple(sorted((n, float(w)) for n, w in weights.items() if w != 0)),
             conditions=tuple(conditions),

@@ -67,13 +67,19 @@ class Source(Protocol):
         """Return about so many vectors from all over, or all where there are fewer."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Passing:
-    """The rows that a search may find, and how many; ``everyone`` where that is all there are."""
+    """The rows that a search may find, and how many; ``everyone`` where that is all there are.
+
+    ``asked`` is how often lists were searched for them, ``own`` an exact index of them alone, once
+    that has paid.
+    """
 
     mask: Mask
     count: int
     everyone: bool
+    asked: int = 0
+    own: DenseIndex | None = None
 
     @cached_property
     def bits(self) -> NDArray[np.uint8]:
@@ -230,7 +236,23 @@ class DenseIndex:
             rows = self._nearest_of_all(vector, k, passing)
             found = self._scored(vector, rows, source)
             return best(found, k), Work("every vector", rows=passing.count)
+        passing.asked += 1
+        if passing.count <= EXACT and passing.asked * FEW > passing.count:
+            if passing.own is None:
+                passing.own = self._of(passing, source)
+            return passing.own.search(vector, k, source)
         return self._nearest_of_lists(self.lists, vector, k, passing, source)
+
+    def _of(self, passing: Passing, source: Source) -> DenseIndex:
+        """Return an exact index of the rows that pass, for a filter that is asked again and again.
+
+        Fetching all their vectors costs about what so many searches of the lists have cost by then:
+        ``FEW`` rows a search.
+        """
+        ids = np.sort(self.ids[passing.rows])
+        own = DenseIndex(self.dimension)
+        own.apply([], [(ids.tolist(), source.fetch(ids))], self.change)
+        return own
 
     def scores(self, vector: Float32, source: Source, selected: Selection | None = None) -> Ranked:
         """Return the cosine of every live memory, unordered; beyond ``EXACT`` of the nearest."""

@@ -31,6 +31,7 @@
 #define CHUNK_ROWS 128
 #define LEVELS 128 /* of a histogram: the upper 7 bits below the sign of a float16 */
 #define PRIMING_TERMS 8
+#define LEAST_BUDGET 0x1p-60 /* of divided weights: float32 sums bound nothing far below 1 */
 #define STRIDE 64 /* rows that a sweep looks at in one go */
 #define AHEAD 16  /* rows that are fetched together before they are completed */
 #define RUN_LINES 4 /* cache lines of codes that are fetched of a run, and twice as many of rows */
@@ -513,7 +514,7 @@ static void cut(Search *search, const Summary *summary, double budget)
     search->spent = 0.0;
     for (int64_t t = 0; t < search->positives; t++)
         search->cutoffs[t] = 0.0;
-    if (!summary || !(budget > 0))
+    if (!summary || !(budget > LEAST_BUDGET))
         return;
     for (int64_t t = 0; t < search->positives; t++)
         postings += summary->counts[search->neurons[t]];
@@ -526,13 +527,15 @@ static void cut(Search *search, const Summary *summary, double budget)
             low = price;
     }
     search->spent = choose(search, summary, high);
-    /* Cutoffs go by levels of the histogram: what that left of the budget is spent on all alike. */
+    /* Cutoffs go by levels of the histogram: what that left of the budget is spent on all alike,
+     * but no more than twice what pays. */
     if (!(search->spent > 0))
         return;
     double rest = budget / search->spent;
+    rest = rest < 2.0 ? rest : 2.0;
     for (int64_t t = 0; t < search->positives; t++)
         search->cutoffs[t] *= search->query->cosine ? rest * rest : rest;
-    search->spent = budget * (1.0 + 0x1p-40);
+    search->spent *= rest * (1.0 + 0x1p-40);
 }
 
 /* --- blocks ----------------------------------------------------------------------------------- */
