@@ -75,7 +75,7 @@ class Neurons:
                 histogram=histogram(fired.scores),
                 categories={one.category: one.auc for one in told},
                 tells=told,
-                months=by_month(*columns.moments(view.connection), fired.ids),
+                months=by_month(columns.moments(view.connection, fired.ids)[1]),
                 company=company(number, both, fires, len(ids)),
                 top=composites.hits_of(view, query, best(fired, EXAMPLES)),
                 strata=composites.hits_of(
@@ -241,8 +241,7 @@ def members(connection: Connection, ids: Int64) -> dict[str, NDArray[np.bool_]]:
     return found
 
 
-def by_month(known: Int64, times: Int64, ids: Int64) -> dict[str, int]:
-    """Return ``{month: how many of these memories}`` of all ids (ascending) and their times."""
-    chosen = times[np.searchsorted(known, np.sort(ids))]
-    months, counts = np.unique(to_months(chosen), return_counts=True)
+def by_month(times: Int64) -> dict[str, int]:
+    """Return ``{month: how many of these times}``."""
+    months, counts = np.unique(to_months(times), return_counts=True)
     return dict(zip(months.astype(str).tolist(), counts.tolist(), strict=True))

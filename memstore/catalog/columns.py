@@ -10,16 +10,19 @@ from numpy.typing import NDArray
 from sqlalchemy import Connection
 
 from memstore.catalog.engine import driver_of
+from memstore.catalog.lists import parameters, places
 from memstore.types import Int64
 
 
-def moments(connection: Connection) -> tuple[Int64, Int64]:
+def moments(connection: Connection, ids: Int64 | None = None) -> tuple[Int64, Int64]:
     """Return every memory's id, ascending, and when it happened, or else was stored.
 
-    In microseconds since 1970.
+    In microseconds since 1970. With ``ids``, of these memories alone.
     """
+    among = "" if ids is None else f"WHERE id IN {places(len(ids))}"
     rows = driver_of(connection).execute(
-        "SELECT id, coalesce(occurred_at, created_at) FROM memory ORDER BY id"
+        f"SELECT id, coalesce(occurred_at, created_at) FROM memory {among} ORDER BY id",
+        () if ids is None else parameters(ids.tolist()),
     )
     found = pairs(rows)
     return found[:, 0], found[:, 1]
@@ -38,8 +41,8 @@ def categories(connection: Connection) -> tuple[Int64, Int64, list[str]]:
     rows = driver.execute("SELECT id, category_id FROM memory WHERE category_id IS NOT NULL")
     found = pairs(rows)
     found = found[np.argsort(found[:, 0])]
-    places = np.searchsorted(np.array(list(named), dtype=np.int64), found[:, 1])
-    return found[:, 0], places, list(named.values())
+    own = np.searchsorted(np.array(list(named), dtype=np.int64), found[:, 1])
+    return found[:, 0], own, list(named.values())
 
 
 def newest(connection: Connection, count: int) -> list[int]:
