@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -74,7 +75,9 @@ def build_all(
             if known.exists():
                 figure = json.loads(known.read_text())
                 engine = make(built, data.traces.width, data.dimension)
+                say(f"{engine.name}: as it was built before, with the figures of then")
             else:
+                shutil.rmtree(built, ignore_errors=True)  # of a run that was cut short
                 engine, figure = build(make, built, data, first)
                 known.write_text(json.dumps(figure))
         except (MissingPeer, NotImplementedError) as error:

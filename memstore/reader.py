@@ -230,7 +230,8 @@ class Reader(OpenStore):
     ) -> Hits:
         """Return the k memories nearest to a vector (d,) of the store's embedder, by cosine.
 
-        Loads no embedder. ``fetch`` as for ``composite``. Raises ``InvalidVector``.
+        ``fetch=False`` reads none of them until one is looked at, as for ``composite``. Loads no
+        embedder. Raises ``InvalidVector``.
         """
         self._open_database()
         options = Options(steer, half_life, fetch=fetch)

@@ -100,16 +100,25 @@ class Searcher:
 
         ``read`` is told whether neurons are still called what they were called in that state.
         """
-        record = view.encoder.id
+        record, change = view.encoder.id, view.state.change
 
         def now() -> Hits:
             with self.view() as later:
                 try:
                     return read(later, later.encoder.id == record)
                 except IndexDamaged as error:
-                    raise MemoryNotFound(
-                        "a memory among these hits was deleted since they were found: ask again"
-                    ) from error
+                    if later.state.change != change:
+                        raise MemoryNotFound(
+                            "a memory among these hits was deleted since they were found: ask again"
+                        ) from error
+                    failure = error
+            # Nobody deleted it: an index named what is not there.
+            self.indices.distrust_vectors()
+            with self.view() as later:
+                self.indices.rebuilt(later.moment, failure)
+            raise MemoryNotFound(
+                "an index named memories that are not there, and is built anew: ask again"
+            ) from failure
 
         return Hits.later(ranked.ids.tolist(), ranked.scores.tolist(), now)
 

@@ -62,7 +62,7 @@ class Filters:
         if found is not None:
             return found
         query = memories.ids_query(moment.connection, compile_filter(where, holding))
-        found = Selection(memories.run_ids_query(moment.connection, query))
+        found = Selection(memories.run_ids_query(moment.connection, query), kept=True)
         with self._lock:
             current = [(k, v) for k, v in self._known.items() if k[0] == key[0]]
             self._known = dict([*current, (key, found)][-REMEMBERED:])

@@ -341,6 +341,9 @@ def test_a_filter_asked_again_and_again_is_answered_exactly(path, encoder, monke
             explained = store.explain_query(vector=query, where=fifth)
             plans.add(explained.steps[1].plan)
         assert len(plans) == 2
+        for query in vectors[:6]:  # selections that nobody brings again
+            store.search_vector(query, where=fifth, steer="1 & 2>=0")
+        assert store.explain_query(vector=vectors[0], where=fifth).steps[1].plan == "every vector"
         for query in vectors[:20] - 0.1:
             order = np.argsort(-(kept @ query), kind="stable")[:10]
             ids = tuple((5 * order + 1).tolist())

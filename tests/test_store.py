@@ -535,6 +535,18 @@ def test_unfetched_hits_are_the_same_once_looked_at(where):
             assert later == plain
 
 
+def test_unfetched_hits_that_an_index_made_up():
+    """Said once, not blamed on a deletion; asked again, the index is another one."""
+    with MemoryStore.open(":memory:", encoder=lively_encoder()) as store:
+        fill_lively(store, 60)
+        right = store.search_vector([1.0] * 6, 3)
+        index = store._indices._dense
+        index.ids = np.where(index.ids == right.ids[0], 9_999, index.ids)
+        with pytest.raises(MemoryNotFound, match="built anew"):
+            list(store.search_vector([1.0] * 6, 3, fetch=False))
+        assert store.search_vector([1.0] * 6, 3, fetch=False) == right
+
+
 @pytest.mark.parametrize("where", [None, {"id": {"$lte": 20}}], ids=["search", "filter first"])
 def test_unfetched_hits_of_memories_that_changed(where):
     """A new text stands beside why the old one was found; what is gone is said to be."""

@@ -270,12 +270,14 @@ class DenseIndex:
     def _passing(self, selected: Selection | None) -> Passing:
         if selected is None:
             return Passing(self.alive, self.living, self.living == len(self.ids))
-        for known, passing in self._filtered:
-            if known is selected:
-                return passing
-        mask = self.alive & selected.mask(self.ids)
-        passing = Passing(mask, int(np.count_nonzero(mask)), False)
-        self._filtered = [*self._filtered, (selected, passing)][-FILTERS:]
+        others = [pair for pair in self._filtered if pair[0] is not selected]
+        if len(others) < len(self._filtered):
+            [passing] = (own for known, own in self._filtered if known is selected)
+        else:
+            mask = self.alive & selected.mask(self.ids)
+            passing = Passing(mask, int(np.count_nonzero(mask)), False)
+        if selected.kept:
+            self._filtered = [*others, (selected, passing)][-FILTERS:]
         return passing
 
     def _nearest_of_all(self, vector: Float32, k: int, passing: Passing) -> Int64:
@@ -299,6 +301,7 @@ class DenseIndex:
         self, lists: Lists, vector: Float32, k: int, passing: Passing, source: Source
     ) -> tuple[Ranked, Work]:
         wanted = max(lists.reading.refined, REFINED_A_HIT * k)
+        self.vectors.implem = lists.scan(wanted)
         for probes in (lists.probes(vector, passing.count / self.living), lists.count):
             parameters = self._selecting(passing, self.faiss.IVFSearchParameters, nprobe=probes)
             with one_thread(self.faiss):

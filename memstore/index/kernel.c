@@ -431,13 +431,13 @@ static void fetch(const Block *block, uint32_t row, int stage)
     prefetch(block->row_values + stop - 1);
 }
 
-/* How many of the heads of a neuron priming reads: enough for a threshold, few as each is a cache
- * miss or three. More of them hardly raised it, on real traces and on independent ones. */
-static int64_t heads_of(const Search *search, const Summary *summary, uint32_t neuron)
+/* How many heads of a neuron that pass the filter are scored: enough for a threshold, few as each is
+ * a cache miss or three. More hardly raised it, on real traces and on independent ones. */
+static int64_t enough(const Search *search) { return search->query->k + 8; }
+
+static int64_t heads_of(const Summary *summary, uint32_t neuron)
 {
-    int64_t count = search->query->k + 8;
-    count = count < summary->heads ? count : summary->heads;
-    return count < summary->counts[neuron] ? count : summary->counts[neuron];
+    return summary->heads < summary->counts[neuron] ? summary->heads : summary->counts[neuron];
 }
 
 static void fetch_heads(const Search *search, const Block *const *blocks, const Summary *summary,
@@ -446,8 +446,8 @@ static void fetch_heads(const Search *search, const Block *const *blocks, const 
     for (int64_t c = 0; c < terms; c++) {
         uint32_t neuron = search->neurons[chosen[c]];
         const uint32_t *heads = summary->head_places + (size_t)neuron * (size_t)summary->heads;
-        int64_t count = heads_of(search, summary, neuron);
-        for (int64_t i = 0; i < count; i++)
+        int64_t count = heads_of(summary, neuron);
+        for (int64_t i = 0; i < count && i < enough(search); i++)
             if (heads[i] >> 16 < summary->blocks)
                 fetch(blocks[heads[i] >> 16], heads[i] & 0xFFFF, stage);
     }
@@ -464,8 +464,9 @@ static int prime(Search *search, const Block *const *blocks, const Summary *summ
         uint32_t neuron = search->neurons[chosen[c]];
         const uint32_t *heads = summary->head_places + (size_t)neuron * (size_t)summary->heads;
         const float *bounds = summary->head_bounds + (size_t)neuron * (size_t)summary->heads;
-        int64_t count = heads_of(search, summary, neuron);
-        for (int64_t i = 0; i < count; i++) {
+        int64_t count = heads_of(summary, neuron), left = enough(search);
+        for (int64_t i = 0; i < count && left > 0; i++) {
+            uint32_t row = heads[i] & 0xFFFF;
             if (alone && search->largest * bounds[i] < threshold(search))
                 break;
             int64_t number = heads[i] >> 16;
@@ -473,7 +474,10 @@ static int prime(Search *search, const Block *const *blocks, const Summary *summ
                 return DAMAGED;
             if (seen(search, heads[i], 1))
                 continue;
-            int status = consider(search, blocks[number], number, heads[i] & 0xFFFF);
+            if (row < blocks[number]->rows && !passes(blocks[number], number, row, search->query))
+                continue;
+            left--;
+            int status = consider(search, blocks[number], number, row);
             if (status < 0) {
                 search->report->damaged = number;
                 return status;
@@ -662,7 +666,9 @@ static uint32_t add_and_note(const Scratch *scratch, uint32_t noted, const uint1
 {
     float *sums = scratch->sums;
     for (uint32_t i = 0; i < count; i++) {
-        float more = unit * codes[i] - less, before = sums[rows[i]], after = before + more;
+        /* Only codes of a damaged file may not be worth their cutoff. */
+        float more = unit * codes[i] - less;
+        float before = sums[rows[i]], after = before + (more > 0.0f ? more : 0.0f);
         sums[rows[i]] = after;
         scratch->noted[noted] = rows[i];
         noted += (before < flat) & (after >= flat);
@@ -737,12 +743,35 @@ static void wipe(Search *search, const Block *block, int64_t postings)
     }
 }
 
+/* Leaves of the rows noted those that may be found, before anything is fetched for the others.
+ * Returns how many, or DAMAGED. No branch: half of them may pass. */
+static int64_t sift(const Search *search, const Block *block, int64_t number, uint32_t count)
+{
+    const Query *query = search->query;
+    const uint8_t *allowed = query->allowed ? query->allowed[number] : NULL;
+    uint16_t *noted = search->scratch->noted;
+    int64_t kept = 0;
+    if (!block->alive && !allowed)
+        return count;
+    for (uint32_t i = 0; i < count; i++) {
+        uint16_t row = noted[i];
+        if (row >= block->rows)
+            return DAMAGED;
+        noted[kept] = row;
+        kept += (block->alive ? bit(block->alive, row) : 1) & (allowed ? bit(allowed, row) : 1);
+    }
+    return kept;
+}
+
 /* Completes the rows noted, but for those that a risen line now leaves out. */
-static int settle_noted(Search *search, const Block *block, int64_t number, uint32_t count,
-                        Line least)
+static int settle_noted(Search *search, const Block *block, int64_t number, uint32_t all, Line least)
 {
     const float *sums = search->scratch->sums;
     const uint16_t *noted = search->scratch->noted;
+    int64_t sifted = sift(search, block, number, all);
+    if (sifted < 0)
+        return DAMAGED;
+    uint32_t count = (uint32_t)sifted;
     int cosine = search->query->cosine != 0, status = 0;
     for (uint32_t first = 0; first < count && status >= 0; first += AHEAD) {
         uint32_t stop = first + AHEAD < count ? first + AHEAD : count;

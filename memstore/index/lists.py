@@ -33,6 +33,10 @@ REACH = 1.9
 WIDENED = -0.2
 
 
+#: So many candidates may be held in a heap.
+HEAPED = 100
+
+
 class Reading(NamedTuple):
     """How a search reads so many lists: at least and at most which share, how much scored again."""
 
@@ -58,14 +62,19 @@ class Lists:
 
     def __init__(self, index: Any) -> None:
         self.index, self.count = index, int(index.nlist)
-        # List by list for one question, without the blocks of questions that FAISS would choose:
-        # three quarters of the time at 689,000 vectors. Not kept in files.
-        index.implem = 10
         if self.count not in READING:
             raise ValueError(f"{self.count} lists are what no version now makes")
         self.reading = READING[self.count]
         self.centroids: Float32 = index.quantizer.reconstruct_n(0, self.count)
         self.reach = REACH * float(np.std(self.centroids @ self.centroids.T))
+
+    def scan(self, wanted: int) -> int:
+        """Return FAISS' number for how to find so many candidates.
+
+        List by list with a heap, without the blocks of questions that FAISS would choose, took
+        three quarters of the time at 689,000 vectors; with one list, or many candidates, more.
+        """
+        return 10 if self.count > 1 and wanted <= HEAPED else 0
 
     def probes(self, vector: Float32, passing: float) -> int:
         """Return how many of the nearest lists to read, where this share of the vectors passes."""

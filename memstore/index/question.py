@@ -44,7 +44,7 @@ class Question:
     @classmethod
     def affinity(cls, trace: Trace, factors: Float64 | None) -> Question:
         """Return the affinity of a trace to every row that shares a neuron with it."""
-        weights = asked(trace, factors)
+        weights = np.asarray(asked(trace, factors), dtype=np.float64)
         norm = norm_of(weights)
         return cls(trace.neurons.astype(np.uint32), weights, needs_positive=True, query_norm=norm)
 

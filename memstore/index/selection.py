@@ -14,11 +14,12 @@ class Selection:
     """The ids (ascending) that pass a filter at one state of the store.
 
     Bitmaps are kept, so that a filter asked again costs nothing: blocks are told apart by their
-    arrays, which deletions do not replace.
+    arrays, which deletions do not replace. ``kept`` says that whoever asks again brings this same
+    selection, so that indices may remember it too.
     """
 
-    def __init__(self, ids: Int64) -> None:
-        self.ids = ids
+    def __init__(self, ids: Int64, kept: bool = False) -> None:
+        self.ids, self.kept = ids, kept
         self._bitmaps: dict[int, tuple[NDArray[np.generic], NDArray[np.uint8]]] = {}
 
     def __len__(self) -> int:
