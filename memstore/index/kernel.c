@@ -666,9 +666,7 @@ static uint32_t add_and_note(const Scratch *scratch, uint32_t noted, const uint1
 {
     float *sums = scratch->sums;
     for (uint32_t i = 0; i < count; i++) {
-        /* Only codes of a damaged file may not be worth their cutoff. */
-        float more = unit * codes[i] - less;
-        float before = sums[rows[i]], after = before + (more > 0.0f ? more : 0.0f);
+        float more = unit * codes[i] - less, before = sums[rows[i]], after = before + more;
         sums[rows[i]] = after;
         scratch->noted[noted] = rows[i];
         noted += (before < flat) & (after >= flat);
@@ -766,7 +764,7 @@ static int64_t sift(const Search *search, const Block *block, int64_t number, ui
 /* Completes the rows noted, but for those that a risen line now leaves out. */
 static int settle_noted(Search *search, const Block *block, int64_t number, uint32_t all, Line least)
 {
-    const float *sums = search->scratch->sums;
+    float *sums = search->scratch->sums;
     const uint16_t *noted = search->scratch->noted;
     int64_t sifted = sift(search, block, number, all);
     if (sifted < 0)
@@ -785,6 +783,7 @@ static int settle_noted(Search *search, const Block *block, int64_t number, uint
             /* A norm is a cache miss: only a cosine looks at it. */
             if (cosine ? reaches(least, sums[row], block->row_norms[row]) : sums[row] >= least.flat)
                 status = settle(search, block, number, row, &least);
+            sums[row] = 0.0f; /* noted twice, as a damaged run may have it, it is completed once */
         }
     }
     return status;
