@@ -741,50 +741,32 @@ static void wipe(Search *search, const Block *block, int64_t postings)
     }
 }
 
-/* Leaves of the rows noted those that may be found, before anything is fetched for the others.
- * Returns how many, or DAMAGED. No branch: half of them may pass. */
-static int64_t sift(const Search *search, const Block *block, int64_t number, uint32_t count)
+/* As `passes`, without a branch: of many rows half may pass. */
+static int found_by(const Query *query, const Block *block, int64_t number, uint32_t row)
 {
-    const Query *query = search->query;
     const uint8_t *allowed = query->allowed ? query->allowed[number] : NULL;
-    uint16_t *noted = search->scratch->noted;
-    int64_t kept = 0;
-    if (!block->alive && !allowed)
-        return count;
-    for (uint32_t i = 0; i < count; i++) {
-        uint16_t row = noted[i];
-        if (row >= block->rows)
-            return DAMAGED;
-        noted[kept] = row;
-        kept += (block->alive ? bit(block->alive, row) : 1) & (allowed ? bit(allowed, row) : 1);
-    }
-    return kept;
+    return (block->alive ? bit(block->alive, row) : 1) & (allowed ? bit(allowed, row) : 1);
 }
 
-/* Completes the rows noted, but for those that a risen line now leaves out. */
-static int settle_noted(Search *search, const Block *block, int64_t number, uint32_t all, Line least)
+/* Whether a row reaches the line. A norm is a cache miss: only a cosine looks at it. */
+static int due(const Search *search, const Block *block, uint32_t row, Line least)
 {
-    float *sums = search->scratch->sums;
-    const uint16_t *noted = search->scratch->noted;
-    int64_t sifted = sift(search, block, number, all);
-    if (sifted < 0)
-        return DAMAGED;
-    uint32_t count = (uint32_t)sifted;
-    int cosine = search->query->cosine != 0, status = 0;
-    for (uint32_t first = 0; first < count && status >= 0; first += AHEAD) {
-        uint32_t stop = first + AHEAD < count ? first + AHEAD : count;
-        for (int stage = 0; stage < 2; stage++)
-            for (uint32_t i = first; i < stop; i++)
-                fetch(block, noted[i], stage);
-        for (uint32_t i = first; i < stop && status >= 0; i++) {
-            uint32_t row = noted[i];
-            if (row >= block->rows)
-                return DAMAGED;
-            /* A norm is a cache miss: only a cosine looks at it. */
-            if (cosine ? reaches(least, sums[row], block->row_norms[row]) : sums[row] >= least.flat)
-                status = settle(search, block, number, row, &least);
-            sums[row] = 0.0f; /* noted twice, as a damaged run may have it, it is completed once */
-        }
+    float sum = search->scratch->sums[row];
+    return search->query->cosine ? reaches(least, sum, block->row_norms[row]) : sum >= least.flat;
+}
+
+/* Completes up to AHEAD rows, fetched together, but for those that a risen line leaves out. */
+static int settle_all(Search *search, const Block *block, int64_t number, const uint16_t *rows,
+                      int count, Line *least)
+{
+    int status = 0;
+    for (int stage = 0; stage < 2; stage++)
+        for (int i = 0; i < count; i++)
+            fetch(block, rows[i], stage);
+    for (int i = 0; i < count && status >= 0; i++) {
+        if (due(search, block, rows[i], *least))
+            status = settle(search, block, number, rows[i], least);
+        search->scratch->sums[rows[i]] = 0.0f; /* twice noted, as by a damaged run: once settled */
     }
     return status;
 }
@@ -792,9 +774,23 @@ static int settle_noted(Search *search, const Block *block, int64_t number, uint
 /* Few postings, no cosine: notes the rows that reach the line while adding up. */
 static int pick(Search *search, const Block *block, int64_t number)
 {
+    const Scratch *scratch = search->scratch;
     Line least = line(search, block);
+    uint16_t rows[AHEAD];
+    int filled = 0, status = 0;
     uint32_t count = scatter(search, block, &least.flat);
-    return settle_noted(search, block, number, count, least);
+    for (uint32_t i = 0; i < count && status >= 0; i++) {
+        uint16_t row = scratch->noted[i];
+        if (row >= block->rows)
+            return DAMAGED;
+        rows[filled] = row;
+        filled += found_by(search->query, block, number, row) & (scratch->sums[row] >= least.flat);
+        if (filled == AHEAD || i + 1 == count) {
+            status = settle_all(search, block, number, rows, filled, &least);
+            filled = 0;
+        }
+    }
+    return status;
 }
 
 /* Whether any of STRIDE rows reaches the line: a loop that compilers turn into vectors. */
@@ -810,25 +806,31 @@ static int any_reaches(Line least, const float *sums, const uint8_t *norms, int 
     return any;
 }
 
-/* Many postings, or a cosine: adds up, then notes the rows that reach the line. */
+/* Many postings, or a cosine: adds up, then looks at all rows. */
 static int sweep(Search *search, const Block *block, int64_t number)
 {
     const float *sums = search->scratch->sums;
     const uint8_t *norms = block->row_norms;
-    uint16_t *noted = search->scratch->noted;
-    uint32_t count = 0;
     Line least = line(search, block);
-    int cosine = search->query->cosine != 0;
+    uint16_t rows[AHEAD];
+    int cosine = search->query->cosine != 0, filled = 0, status = 0;
     scatter(search, block, NULL);
-    for (uint32_t first = 0; first < block->rows; first += STRIDE) {
+    for (uint32_t first = 0; first < block->rows && status >= 0; first += STRIDE) {
         uint32_t stop = first + STRIDE < block->rows ? first + STRIDE : (uint32_t)block->rows;
         if (stop == first + STRIDE && !any_reaches(least, sums + first, norms + first, cosine))
             continue;
-        for (uint32_t row = first; row < stop; row++)
-            if ((sums[row] > 0.0f || least.untouched) && reaches(least, sums[row], norms[row]))
-                noted[count++] = (uint16_t)row;
+        for (uint32_t row = first; row < stop && status >= 0; row++) {
+            if (!(sums[row] > 0.0f || least.untouched) || !reaches(least, sums[row], norms[row]))
+                continue;
+            rows[filled] = (uint16_t)row;
+            filled += found_by(search->query, block, number, row);
+            if (filled == AHEAD) {
+                status = settle_all(search, block, number, rows, filled, &least);
+                filled = 0;
+            }
+        }
     }
-    return settle_noted(search, block, number, count, least);
+    return status < 0 ? status : settle_all(search, block, number, rows, filled, &least);
 }
 
 /* The most that any row of a block could score, in divided weights. */
