@@ -169,6 +169,8 @@ def main() -> None:
     sizes = [round(float(size) * 1e6) for size in arguments.sizes.split(",")]
     columns: list[dict[str, float]] = []
     for n in sizes:
+        if arguments.folder:
+            arguments.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
             columns.append(measure(given, texts, n, Path(folder)))
         print(f"{n:,} memories: {columns[-1]}", file=sys.stderr, flush=True)
