@@ -52,6 +52,8 @@ class Searcher:
     @contextmanager
     def view(self, *, dense: bool = False) -> Iterator[View]:
         """Open a read transaction; ``dense`` keeps the dense index as old as it until it ends."""
+        # First: in a forked child the thread that holds the turn does not exist.
+        self.database.require_own()
         with self.indices.dense_turn if dense else nullcontext():
             known = self.indices.published
             with self.database.read() as connection:

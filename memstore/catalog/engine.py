@@ -106,7 +106,7 @@ class Database:
         """Whether this is a forked child's copy, which must be left alone."""
         return self._owner not in (None, os.getpid())
 
-    def _require_own(self) -> None:
+    def require_own(self) -> None:
         """Raise ``StoreClosed`` after ``close``, and in a forked child.
 
         SQLite's locks do not survive a fork: a child that went on with its parent's connections
@@ -119,7 +119,7 @@ class Database:
     @contextmanager
     def _connection(self) -> Iterator[Connection]:
         """Lend a connection outside any transaction."""
-        self._require_own()
+        self.require_own()
         with self._turn, translated(self.name), self.engine.connect() as connection:
             try:
                 yield connection
@@ -137,7 +137,7 @@ class Database:
         Connections are kept for the next reader, and begin and end in the driver: checking one out
         of a pool and letting SQLAlchemy begin costs several times what a neuron query does.
         """
-        self._require_own()
+        self.require_own()
         with self._turn, translated(self.name):
             connection, driver = self._idle.pop() if self._idle else self._reader()
             try:
@@ -181,7 +181,7 @@ class Database:
     def exclusive(self) -> Iterator[Connection]:
         """Open the write transaction without touching the change number."""
         self.require_writable()
-        self._require_own()  # a child of a fork might wait for a lock that only its parent frees
+        self.require_own()  # a child of a fork might wait for a lock that only its parent frees
         with self._queued(), self._connection() as connection:
             writer = connection.execution_options(memstore_begin="IMMEDIATE")
             # A bulk insert touches more pages than the 2 MB that SQLite keeps by default.

@@ -218,7 +218,7 @@ def test_a_wait_too_long_is_said_and_not_waited_for(shell, api, job):
     assert len(set(api.prompts)) == 10
 
 
-@pytest.mark.parametrize("fault", ["cut", "slow"])
+@pytest.mark.parametrize("fault", [pytest.param("cut", marks=pytest.mark.slow), "slow"])
 def test_a_connection_that_is_cut_is_made_anew(shell, api, job, fault):
     """Before the server did anything."""
     api.fault(at="POST /chat/completions", kind=fault, seconds=1, times=3)

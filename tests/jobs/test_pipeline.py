@@ -222,6 +222,7 @@ def test_wrong_use_is_one_line(shell, job, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_the_key_is_nowhere(shell, api, job):
     """Not in a file, a message, a traceback, the client's own log, or the list of processes."""
     api.fault(at="POST /batches", kind="status", status=401, message=f"no such key: {KEY}")
