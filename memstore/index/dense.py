@@ -108,7 +108,7 @@ class DenseIndex:
         self.living = 0
         self.lists = lists
         #: What passes the filters asked last, while nothing is written.
-        self._filtered: list[tuple[Selection, Passing]] = []
+        self._filtered: dict[Selection, Passing] = {}
         self.vectors: Any = self._flat() if lists is None else lists.index
 
     def _flat(self) -> Any:
@@ -183,7 +183,7 @@ class DenseIndex:
         self, deleted: Sequence[int], written: Iterable[tuple[Sequence[int], Float32]], change: int
     ) -> None:
         """Take in what changed up to ``change``: deleted ids, and vectors of written memories."""
-        self._filtered = []
+        self._filtered = {}
         self._kill(np.array(deleted, dtype=np.int64))
         parts = [self.ids]
         for ids, vectors in written:
@@ -270,14 +270,14 @@ class DenseIndex:
     def _passing(self, selected: Selection | None) -> Passing:
         if selected is None:
             return Passing(self.alive, self.living, self.living == len(self.ids))
-        others = [pair for pair in self._filtered if pair[0] is not selected]
-        if len(others) < len(self._filtered):
-            [passing] = (own for known, own in self._filtered if known is selected)
-        else:
+        passing = self._filtered.pop(selected, None)
+        if passing is None:
             mask = self.alive & selected.mask(self.ids)
             passing = Passing(mask, int(np.count_nonzero(mask)), False)
         if selected.kept:
-            self._filtered = [*others, (selected, passing)][-FILTERS:]
+            self._filtered[selected] = passing  # the last, so that the first was asked longest ago
+            if len(self._filtered) > FILTERS:
+                del self._filtered[next(iter(self._filtered))]
         return passing
 
     def _nearest_of_all(self, vector: Float32, k: int, passing: Passing) -> Int64:

@@ -347,10 +347,11 @@ static double threshold(const Search *search)
     return search->heap[0].score > floor ? search->heap[0].score : floor;
 }
 
+/* No branch on the bits: of many rows half may pass. */
 static int passes(const Block *block, int64_t number, uint32_t row, const Query *query)
 {
-    return (!block->alive || bit(block->alive, row))
-           && (!query->allowed || !query->allowed[number] || bit(query->allowed[number], row));
+    const uint8_t *allowed = query->allowed ? query->allowed[number] : NULL;
+    return (block->alive ? bit(block->alive, row) : 1) & (allowed ? bit(allowed, row) : 1);
 }
 
 static int consider(Search *search, const Block *block, int64_t number, uint32_t row)
@@ -741,13 +742,6 @@ static void wipe(Search *search, const Block *block, int64_t postings)
     }
 }
 
-/* As `passes`, without a branch: of many rows half may pass. */
-static int found_by(const Query *query, const Block *block, int64_t number, uint32_t row)
-{
-    const uint8_t *allowed = query->allowed ? query->allowed[number] : NULL;
-    return (block->alive ? bit(block->alive, row) : 1) & (allowed ? bit(allowed, row) : 1);
-}
-
 /* Whether a row reaches the line. A norm is a cache miss: only a cosine looks at it. */
 static int due(const Search *search, const Block *block, uint32_t row, Line least)
 {
@@ -784,7 +778,7 @@ static int pick(Search *search, const Block *block, int64_t number)
         if (row >= block->rows)
             return DAMAGED;
         rows[filled] = row;
-        filled += found_by(search->query, block, number, row) & (scratch->sums[row] >= least.flat);
+        filled += passes(block, number, row, search->query) & due(search, block, row, least);
         if (filled == AHEAD || i + 1 == count) {
             status = settle_all(search, block, number, rows, filled, &least);
             filled = 0;
@@ -823,7 +817,7 @@ static int sweep(Search *search, const Block *block, int64_t number)
             if (!(sums[row] > 0.0f || least.untouched) || !reaches(least, sums[row], norms[row]))
                 continue;
             rows[filled] = (uint16_t)row;
-            filled += found_by(search->query, block, number, row);
+            filled += passes(block, number, row, search->query);
             if (filled == AHEAD) {
                 status = settle_all(search, block, number, rows, filled, &least);
                 filled = 0;

@@ -43,7 +43,7 @@ def campaigns(tmp_path: Path, layer: Path, plans: list[dict]) -> list[dict]:
         return list(pool.map(one, range(len(plans))))
 
 
-@pytest.mark.parametrize("kills", [40, pytest.param(2_000, marks=pytest.mark.crash)])
+@pytest.mark.parametrize("kills", [60, pytest.param(2_000, marks=pytest.mark.crash)])
 def test_killed_at_random_nothing_is_lost(tmp_path, layer, kills):
     """By the clock, at the n-th file call, in the middle of a write: the model knows what must be.
 
