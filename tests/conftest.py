@@ -102,6 +102,15 @@ def path_taken(request, monkeypatch):
         pytest.skip("no C kernel was built here")
 
 
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request) -> str:
+    """Where to train: the processor, and a GPU where there is one."""
+    torch = pytest.importorskip("torch", reason="training needs the train extra")
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU here")
+    return request.param
+
+
 def built(source: str, folder: Path) -> Path:
     """Return a library built of a C file of tests/crash; skip where there is no compiler."""
     compiler = shutil.which("gcc") or shutil.which("cc")

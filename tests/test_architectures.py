@@ -50,11 +50,11 @@ def log_of(folder):
 
 
 @pytest.mark.parametrize("architecture", SIZES)
-def test_encode_in_numpy_equals_forward_in_torch(architecture, narratives, tmp_path):
+def test_encode_in_numpy_equals_forward_in_torch(architecture, device, narratives, tmp_path):
     """Activations and reconstruction after training, from a weights folder, on real vectors."""
     vectors, _ = narratives
-    trainer = trained(vectors, architecture, tmp_path / "run")
-    model = trainer.run()
+    trainer = trained(vectors, architecture, tmp_path / "run", device=device)
+    model = trainer.run().cpu()
     weights.save(tmp_path / "sae", trainer.config, model.tensors())
     sae = SAE.load(tmp_path / "sae")
     assert sae.config == trainer.config
@@ -77,17 +77,21 @@ def test_encode_in_numpy_equals_forward_in_torch(architecture, narratives, tmp_p
 
 
 @pytest.mark.parametrize("architecture", SIZES)
-def test_cut_training_ends_with_the_same_weights(architecture, narratives, tmp_path):
+def test_cut_training_ends_with_the_same_weights(architecture, device, narratives, tmp_path):
     vectors, _ = narratives
+
+    def run(name, report=None):
+        trainer = trained(vectors, architecture, tmp_path / name, device=device)
+        return trainer.run(report).tensors()
 
     def interrupt(done, total):
         if done >= 23 * 50:
             raise KeyboardInterrupt
 
-    whole = trained(vectors, architecture, tmp_path / "whole").run().tensors()
+    whole = run("whole")
     with pytest.raises(KeyboardInterrupt):
-        trained(vectors, architecture, tmp_path / "cut").run(interrupt)
-    again = trained(vectors, architecture, tmp_path / "cut").run().tensors()
+        run("cut", interrupt)
+    again = run("cut")
     for name, tensor in whole.items():
         assert np.allclose(again[name], tensor, atol=1e-6), name
     steps = [line["step"] for line in log_of(tmp_path / "cut")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -83,9 +84,10 @@ CONFIG = SAEConfig("topk", 16, 48, k=4)
 SCHEDULE = TrainConfig(epochs=6, batch=128, learning_rate=3e-3, dead_rows=1000)
 
 
-def test_training_explains_variance_and_leaves_no_neuron_dead(vectors, tmp_path):
+def test_training_explains_variance_and_leaves_no_neuron_dead(vectors, device, tmp_path):
     """A trained SAE explains more than PCA of the same number of numbers a row."""
-    model = Trainer(vectors[:3500], CONFIG, SCHEDULE, tmp_path).run()
+    schedule = replace(SCHEDULE, device=device)
+    model = Trainer(vectors[:3500], CONFIG, schedule, tmp_path).run().cpu()
     result = measure(SAE(CONFIG, model.tensors()), vectors[3500:])
     centred = vectors[3500:] - vectors[:3500].mean(axis=0)
     _, _, axes = np.linalg.svd(vectors[:3500] - vectors[:3500].mean(axis=0), full_matrices=False)
