@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from memstore.errors import InvalidInput
 from memstore.neurons.cohesion import cohesion
 from memstore.neurons.match import match
 from memstore.progress import Progress
 from memstore.sae import probing
 from memstore.sae.encode import SAE
-from memstore.sae.measure import Measures, measure, stored
+from memstore.sae.measure import Measures, measure, some_rows, stored
 from memstore.sae.retrieval import Judged, retrieval
 from memstore.tables import Row
 from memstore.types import Float32, Float64
@@ -93,6 +94,12 @@ def evaluate(
 ) -> Evaluation:
     """Return the evaluation of ``saes``, the first the one in question, on (n, d) unit vectors."""
     labelled, judged = labelled or {}, judged or {}
+    tasks = {texts: list(probing.tasks(given.labels)) for texts, given in labelled.items()}
+    for texts, asked in tasks.items():
+        if not asked:
+            raise InvalidInput(
+                f"{texts}: no label has {probing.FEWEST} texts, and as many without: leave it out"
+            )
     report = Progress("parts measured")
     total, done = len(saes) + len(labelled) * (len(saes) + 2) + len(judged) * len(saes) + 1, 0
 
@@ -109,9 +116,7 @@ def evaluate(
     separated: dict[str, dict[str, float]] = {}
     neurons: dict[str, dict[str, probing.Separation]] = {}
     for texts, given in labelled.items():
-        asked = list(probing.tasks(given.labels))
-        if not asked:
-            continue
+        asked = tasks[texts]
         probed[texts], separated[texts] = {}, {}
         for code, values in codes(saes, vectors, given.vectors):
             sizes = (*probing.SIZES, None) if code == RAW else probing.SIZES
@@ -140,12 +145,12 @@ def codes(
 ) -> Iterator[tuple[str, Float32 | Float64]]:
     """Yield (name, (n, columns) values) of each SAE and of the baselines.
 
-    PCA is fitted to other vectors than it is asked about, as the SAEs were.
+    PCA is fitted to ``fitted``.
     """
     for name, sae in saes.items():
         yield name, stored(sae, vectors)
     yield RAW, vectors
-    sample = fitted[:SAMPLE]
+    sample = some_rows(fitted, SAMPLE)
     mean = sample.mean(axis=0)
     _, _, components = np.linalg.svd(sample - mean, full_matrices=False)
     yield PCA, np.asarray((vectors - mean) @ components.T, dtype=np.float32)
@@ -153,7 +158,7 @@ def codes(
 
 def cohesions(saes: Mapping[str, SAE], vectors: Float32) -> dict[str, dict[str, float]]:
     """Return mean cohesion of each code's columns and the share above what random texts reach."""
-    few = vectors[:SAMPLE]
+    few = some_rows(vectors, SAMPLE)
     result = {}
     for name, values in codes(saes, few, few):
         found = cohesion(np.asarray(values, dtype=np.float32), few)

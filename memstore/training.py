@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memstore.core.vectors import NEAR_COPY, unit_vectors
+from memstore.durable import appearing
 from memstore.errors import InvalidInput, InvalidWeights, MissingExtra
 from memstore.progress import Progress
 from memstore.sae import weights
@@ -26,9 +27,11 @@ from memstore.sae.measure import Measures, held_out_rows, measure
 from memstore.types import Embedder, Float32
 
 if TYPE_CHECKING:
-    from memstore.sae.train import TrainConfig
+    from memstore.sae.schedule import TrainConfig
 
 CHUNK = 8_192
+#: Rows held out: FVU has no value for one alone.
+FEWEST_HELD_OUT = 2
 #: Fewer rows than this leave nothing to hold out and nothing to learn from.
 FEWEST = 200
 METRICS, TRAINING = "metrics.json", "training.json"
@@ -58,7 +61,7 @@ def cached_vectors(texts: Sequence[str], embedder: Embedder, cache: Path) -> Flo
     for start in range(0, len(texts), CHUNK):
         chunk = texts[start : start + CHUNK]
         path = folder / f"{start:09d}.npy"
-        if (vectors := read_vectors(path)) is None:
+        if (vectors := read_vectors(path)) is None or len(vectors) != len(chunk):
             vectors = unit_vectors(embedder.embed(chunk), len(chunk), embedder.dimension)
             part = path.with_suffix(".part")
             with part.open("wb") as file:
@@ -88,25 +91,26 @@ def train(  # noqa: PLR0913 - two more than a trainer: where to, and how exactly
     *,
     weigh: Float32 | None = None,
     base: Path | None = None,
+    texts: str | None = None,
 ) -> Measures:
     """Train an SAE and write its folder; returns its measures on the held-out rows.
 
     ``out`` gets weights, config, measures and training settings; checkpoints and the log lie in
     OUT.work. ``weigh``, (n, 2), weighs each row's reconstruction and sparsity; ``base`` are
-    weights to start from. Raises ``MissingExtra`` without torch, ``InvalidInput`` for too few rows,
-    ``InvalidWeights`` for a base that does not fit.
+    weights to start from, ``texts`` is the ``text_digest`` of what the vectors are of. Raises
+    ``MissingExtra`` without torch, ``InvalidInput`` for too few rows, ``InvalidWeights`` for a base
+    that does not fit.
     """
     if len(vectors) < FEWEST:
         raise InvalidInput(f"{len(vectors)} texts are too few to train on: at least {FEWEST}")
-    try:
-        import torch
+    require_torch(schedule.device)
+    out = out.resolve()
+    require_folder(out)
+    from memstore.sae.train import Trainer
 
-        from memstore.sae.train import Trainer
-    except ImportError as error:
-        raise MissingExtra("torch", "train", "training") from error
-    if schedule.device != "cpu" and not torch.cuda.is_available():
-        raise InvalidInput(f"torch finds no GPU for device={schedule.device!r}: train on the cpu")
     held_out = split.held_out(vectors)
+    if np.count_nonzero(held_out) < FEWEST_HELD_OUT:
+        raise InvalidInput("the texts are near copies of one another: none is left to measure on")
     trainer = Trainer(
         vectors[~held_out],
         config,
@@ -114,18 +118,46 @@ def train(  # noqa: PLR0913 - two more than a trainer: where to, and how exactly
         out.with_name(out.name + ".work"),
         row_weights=None if weigh is None else weigh[~held_out],
         base=None if base is None else weights.load(base)[1],
-        held_out=vectors[held_out] if held_out.any() else None,
+        held_out=vectors[held_out],
     )
     report = Progress("rows trained")
     model = trainer.run(report)
     report.close()
+    # What an earlier run left says nothing of these weights.
+    for name in (METRICS, TRAINING):
+        (out / name).unlink(missing_ok=True)
     weights.save(out, config, model.tensors(), dtype)
     # Measured as it ships: after rounding to the stored type.
     result = measure(SAE.load(out), vectors[held_out])
     settings = {"split": vars(split), "schedule": vars(schedule), "rows": int((~held_out).sum())}
-    write_json(out / TRAINING, settings)
+    write_json(out / TRAINING, {**settings, "texts": texts})
     write_json(out / METRICS, result.to_dict())
     return result
+
+
+def text_digest(texts: Sequence[str]) -> str:
+    """Return the SHA-256 of texts in their order: by it a split is found again, or refused."""
+    digest = hashlib.sha256()
+    for text in texts:
+        encoded = text.encode("utf-8", "replace")
+        digest.update(len(encoded).to_bytes(8, "little") + encoded)
+    return digest.hexdigest()
+
+
+def require_folder(out: Path) -> None:
+    """Raise ``InvalidInput`` where no folder can be: before hours of work."""
+    if out.exists() and not out.is_dir():
+        raise InvalidInput(f"{out} is a file: name a folder")
+
+
+def require_torch(device: str) -> None:
+    """Raise ``MissingExtra`` without torch, ``InvalidInput`` without the device."""
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingExtra("torch", "train", "training") from error
+    if device != "cpu" and not torch.cuda.is_available():
+        raise InvalidInput(f"torch finds no GPU for device={device!r}: train on the cpu")
 
 
 def row_weights(categories: Sequence[str], weigh: Mapping[str, tuple[float, float]]) -> Float32:
@@ -140,19 +172,48 @@ def row_weights(categories: Sequence[str], weigh: Mapping[str, tuple[float, floa
     return np.array(pairs, dtype=np.float32)
 
 
-def held_out_of(folder: Path, vectors: Float32) -> NDArray[np.bool_]:
-    """Return which of the vectors an SAE was trained on its training held out.
+def held_out_of(folder: Path, vectors: Float32, texts: str) -> NDArray[np.bool_]:
+    """Return which of the vectors the training of an SAE held out.
 
-    Raises ``InvalidWeights`` where its folder does not say.
+    ``texts`` is the ``text_digest`` of what they are of. Raises ``InvalidWeights`` where the folder
+    does not say, ``InvalidInput`` for other texts, or others' order: rows are held out by place.
     """
+    split, known = split_of(folder)
+    if known != texts:
+        raise InvalidInput(
+            f"{folder} was not trained on these texts in this order: which of them it has seen is "
+            "not known. Name its training files, or leave --held-out away"
+        )
+    return split.held_out(vectors)
+
+
+def require_same_split(folder: Path, others: Sequence[Path]) -> None:
+    """Raise ``InvalidInput`` for an SAE that was trained on rows which another's training held out.
+
+    What was trained on other texts, or does not say on which, is taken to have seen none of these.
+    """
+    split, texts = split_of(folder)
+    for other in others:
+        if (other / TRAINING).exists():
+            its, known = split_of(other)
+            if known == texts and its != split:
+                raise InvalidInput(
+                    f"{other} held out other rows than {folder}: train it with the same split"
+                )
+
+
+def split_of(folder: Path) -> tuple[Split, str | None]:
+    """Return what an SAE's training held out, of which texts. Raises ``InvalidWeights``."""
     settings = weights.read_json(folder / TRAINING)
     try:
-        split = Split(**settings["split"])
-    except (KeyError, TypeError) as error:
+        split, texts = Split(**settings["split"]), settings.get("texts")
+        split.held_out(np.eye(2, dtype=np.float32))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InvalidWeights(f"{folder / TRAINING} does not say what was held out") from error
-    return split.held_out(vectors)
+    return split, texts
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write JSON for people."""
-    path.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
+    with appearing(path, over=True) as part:
+        part.write_text(json.dumps(value, indent=2) + "\n", "utf-8")

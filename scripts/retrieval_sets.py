@@ -10,7 +10,6 @@ asked, make a set of their own. SciFact: the test questions over titles and abst
 
 import argparse
 import json
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -75,7 +74,6 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path, default=Path("build/retrieval"))
     arguments = parser.parse_args()
-    shutil.rmtree(arguments.out, ignore_errors=True)
     locomo(arguments.data / "locomo", arguments.out)
     scifact(arguments.data / "scifact", arguments.out)
 

@@ -18,7 +18,8 @@ from tests.test_sae import clustered
 
 torch = pytest.importorskip("torch", reason="training needs the train extra")
 from memstore.sae.loss import KL_BOUNDS, jump, kl_sparsity, step  # noqa: E402 - after torch
-from memstore.sae.train import LOG, TrainConfig, Trainer  # noqa: E402 - after torch
+from memstore.sae.schedule import TrainConfig  # noqa: E402 - after torch
+from memstore.sae.train import LOG, Trainer  # noqa: E402 - after torch
 
 SIZES = {
     "topk": {"k": 6},
@@ -276,6 +277,18 @@ def test_a_frozen_decoder_stays_as_it_was_drawn(vectors, tmp_path):
     trainer = trained(vectors, "topk", tmp_path, frozen_decoder=True)
     drawn = trainer.model.directions.detach().clone()
     assert torch.equal(trainer.run().directions, drawn)
+
+
+def test_what_is_far_below_a_threshold_does_not_move_it(vectors, tmp_path):
+    """Rows of z < 0 lie outside the box around a small threshold, where ReLU(z) = 0 would not."""
+    model = trained(vectors, "jump_relu", tmp_path).model
+    with torch.no_grad():
+        model.threshold.fill_(0.02)
+        model.encoder_bias.fill_(-5.0)
+    forward = model(torch.from_numpy(vectors[:50]))
+    assert not forward.fires().any()
+    step(forward.pre_activations, model.threshold, model.BANDWIDTH).sum().backward()
+    assert not model.threshold.grad.any()
 
 
 def test_straight_through_gradients_are_those_of_the_paper():

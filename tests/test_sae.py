@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,15 +12,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from memstore import layout
+from memstore import layout, training
+from memstore.errors import InvalidInput, InvalidWeights
 from memstore.sae import weights
 from memstore.sae.config import SAEConfig
 from memstore.sae.encode import SAE, keep_largest, largest_entries
 from memstore.sae.measure import held_out_rows, measure
 
 torch = pytest.importorskip("torch", reason="training needs the train extra")
+from memstore.sae import checkpoint  # noqa: E402 - after the check for torch
 from memstore.sae.model import TopK  # noqa: E402 - after the check for torch
-from memstore.sae.train import TrainConfig, Trainer  # noqa: E402 - after the check for torch
+from memstore.sae.schedule import TrainConfig  # noqa: E402 - after the check for torch
+from memstore.sae.train import LOG, Trainer  # noqa: E402 - after the check for torch
 
 
 def clustered(rows, dimension=16, seed=0):
@@ -117,11 +122,137 @@ def test_an_interrupted_training_ends_like_an_uninterrupted_one(vectors, tmp_pat
 
 
 def test_a_checkpoint_of_another_run_is_not_taken_up(vectors, tmp_path):
-    """Another seed or other data begins anew."""
-    Trainer(vectors, CONFIG, SCHEDULE, tmp_path).run()
-    other = Trainer(vectors, CONFIG, TrainConfig(epochs=6, batch=128, seed=1), tmp_path)
-    other.restore()
-    assert other.step == 0
+    """Another seed, other data, the same in another order, other weights of rows, or held out."""
+    text = SAEConfig("sparse_memory_text", 16, 12, event_size=8)
+    weigh = np.ones((len(vectors), 2), np.float32)
+    weigh[::2, 1] = 9
+    short = replace(SCHEDULE, epochs=1)
+    for config, row_weights in ((CONFIG, None), (text, weigh)):
+
+        def run(schedule=short, rows=vectors, config=config, row_weights=row_weights, **other):
+            data = {"row_weights": row_weights, "held_out": vectors[:50], **other}
+            return Trainer(rows, config, schedule, tmp_path, **data)
+
+        run().run()
+        again = run()
+        again.restore()
+        assert again.step == len(vectors) // 128
+        others = [run(replace(short, seed=1)), run(rows=vectors[::-1]), run(held_out=vectors[1:51])]
+        if row_weights is not None:
+            others.append(run(row_weights=weigh[:, ::-1]))
+        for other in others:
+            other.restore()
+            assert other.step == 0
+
+
+def test_ctrl_c_within_a_step_leaves_no_half_step(vectors, tmp_path, monkeypatch):
+    """A signal waits for the step to end; what is raised within leaves an older checkpoint."""
+    whole = Trainer(vectors, CONFIG, SCHEDULE, tmp_path / "whole").run().tensors()
+    plain, steps = TopK.after_step, []
+
+    def pressed(model):
+        steps.append(1)
+        if len(steps) == 40:
+            os.kill(os.getpid(), signal.SIGINT)
+        if len(steps) == 100:
+            raise KeyboardInterrupt
+        plain(model)
+
+    monkeypatch.setattr(TopK, "after_step", pressed)
+    monkeypatch.setattr("memstore.sae.train.CHECKPOINT_STEPS", 30)
+    for taken in (40, 90):
+        with pytest.raises(KeyboardInterrupt):
+            Trainer(vectors, CONFIG, SCHEDULE, tmp_path / "cut").run()
+        resumed = Trainer(vectors, CONFIG, SCHEDULE, tmp_path / "cut")
+        resumed.restore()
+        assert resumed.step == taken
+    again = resumed.run().tensors()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    for name, tensor in whole.items():
+        assert np.array_equal(again[name], tensor), name
+
+
+def test_cut_at_the_end_of_an_epoch_it_is_still_measured(vectors, tmp_path):
+    """Held-out figures, and so patience, are those of an uninterrupted run; each logged once."""
+    given = {"held_out": vectors[3500:]}
+    whole = Trainer(vectors[:3500], CONFIG, SCHEDULE, tmp_path / "whole", **given)
+    whole.run()
+
+    def interrupt(done, total):
+        if done == 2 * whole.steps_an_epoch * 128:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(vectors[:3500], CONFIG, SCHEDULE, tmp_path / "cut", **given).run(interrupt)
+    with (tmp_path / "cut" / LOG).open("a") as log:
+        log.write('{"step": 9, "epo')  # a line that a full disk cut
+    cut = Trainer(vectors[:3500], CONFIG, SCHEDULE, tmp_path / "cut", **given)
+    cut.run()
+    assert cut.history == whole.history
+    assert len(whole.history) == SCHEDULE.epochs
+    lines = [json.loads(line) for line in (tmp_path / "cut" / LOG).read_text().splitlines()]
+    assert [line["epoch"] for line in lines if "epoch" in line] == list(range(1, 7))
+
+
+def test_a_damaged_checkpoint_is_one_clear_error(vectors, tmp_path):
+    Trainer(vectors, CONFIG, replace(SCHEDULE, epochs=1), tmp_path).run()
+    file = tmp_path / checkpoint.FILE
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(InvalidWeights, match="remove it"):
+        Trainer(vectors, CONFIG, replace(SCHEDULE, epochs=1), tmp_path).run()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "setting"),
+    [
+        ("topk", {"sparsity": 0.1}),
+        ("topk", {"learned_target": True}),
+        ("topk", {"patience": 2}),
+        ("topk", {"row_weights": (2, 1)}),
+        ("sparse_memory", {"frozen_decoder": True}),
+        ("sparse_memory", {"row_weights": (1, 2)}),
+    ],
+)
+def test_a_setting_that_would_change_nothing_is_refused(architecture, setting, vectors, tmp_path):
+    config = SAEConfig(architecture, 16, 48, k=4 if architecture == "topk" else None)
+    pair = setting.pop("row_weights", None)
+    weigh = None if pair is None else np.tile(np.float32(pair), (len(vectors), 1))
+    with pytest.raises(InvalidInput, match="nothing"):
+        Trainer(vectors, config, replace(SCHEDULE, **setting), tmp_path, row_weights=weigh)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"patience": 0}, {"learning_rate": 0.0}, {"learning_rate": np.nan}, {"seed": 10**14}],
+)
+def test_schedules_that_cannot_be(setting):
+    with pytest.raises(InvalidInput, match="not a training schedule"):
+        replace(SCHEDULE, **setting)
+
+
+def test_a_run_that_diverges_stops_and_spares_older_weights(vectors, tmp_path):
+    """Training into a folder with weights of an earlier run."""
+    out = tmp_path / "sae"
+    weights.save(out, CONFIG, Trainer(vectors, CONFIG, SCHEDULE, tmp_path / "run").model.tensors())
+    before = (out / weights.WEIGHTS).read_bytes()
+    wild = replace(SCHEDULE, learning_rate=1e38)
+    with pytest.raises(InvalidInput, match="lower learning rate"):
+        training.train(vectors, CONFIG, wild, training.Split(), out, np.float32)
+    assert (out / weights.WEIGHTS).read_bytes() == before
+
+
+def test_base_weights_are_brought_to_a_decoder_of_unit_norm(vectors, tmp_path):
+    """As reading SAELens does it: what a neuron fires grows by its direction's length."""
+    base = dict(Trainer(vectors, CONFIG, SCHEDULE, tmp_path / "a").run().tensors())
+    grown = np.linspace(0.5, 2, CONFIG.neurons, dtype=np.float32)
+    stretched = base | {
+        "decoder.weight": base["decoder.weight"] * grown,
+        "encoder.weight": base["encoder.weight"] / grown[:, None],
+        "encoder.bias": base["encoder.bias"] / grown,
+    }
+    tuned = Trainer(vectors, CONFIG, SCHEDULE, tmp_path / "b", base=stretched)
+    for name, tensor in tuned.model.tensors().items():
+        assert np.allclose(tensor, base[name], atol=1e-6), name
 
 
 def test_measures_equal_their_definitions(vectors):

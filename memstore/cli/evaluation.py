@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from memstore.cli.lab import cache_option, embed, embedder_option, field_option, read_texts
 from memstore.cli.options import json_option
 from memstore.cli.output import print_facts, print_json
-from memstore.errors import InvalidFile, InvalidInput, MissingExtra
+from memstore.errors import InvalidFile, InvalidInput, MissingExtra, brief
 from memstore.files import read_rows
 from memstore.sae.encode import SAE
 from memstore.sae.retrieval import Judged, judged
 from memstore.tables import markdown, shown
-from memstore.training import held_out_of
+from memstore.training import held_out_of, require_folder, require_same_split, text_digest
 
 if TYPE_CHECKING:
     from memstore.evaluation import Evaluation, Labelled
 
+T = TypeVar("T")
+#: What the tables call what no SAE is.
+BASELINES = ("raw dimensions", "PCA")
 PAGE, FIGURES = "evaluation.md", "evaluation.json"
 
 
@@ -75,13 +79,22 @@ def evaluate_command(
         require_scikit_learn()
     from memstore.evaluation import evaluate
 
-    saes = {path.resolve().name: SAE.load(path) for path in (folder, *beside)}
-    if len(saes) <= len(beside):
-        raise InvalidInput("two weights folders have the same name: rename one")
+    if out is not None:
+        require_folder(out)
+    saes = by_name(
+        "weights folder", ((path.resolve().name, SAE.load(path)) for path in (folder, *beside))
+    )
     texts, _ = read_texts(files, text, text)
     vectors = embed(texts, embedder, cache)
+    for name, sae in saes.items():
+        if sae.config.dimension != vectors.shape[1]:
+            raise InvalidInput(
+                f"{name} is for vectors of {sae.config.dimension} dimensions, these have "
+                f"{vectors.shape[1]}: name the --embedder it was trained on"
+            )
     if held_out:
-        vectors = vectors[held_out_of(folder, vectors)]
+        require_same_split(folder, beside)
+        vectors = vectors[held_out_of(folder, vectors, text_digest(texts))]
 
     def embedded(more: list[str]) -> Any:
         return embed(more, embedder, cache)
@@ -89,17 +102,27 @@ def evaluate_command(
     found = evaluate(
         saes,
         vectors,
-        dict(read_labelled(given, text, embedded) for given in labelled),
-        {path.resolve().name: read_judged(path, embedded) for path in retrieval},
+        by_name("--labelled", (read_labelled(given, text, embedded) for given in labelled)),
+        by_name("--retrieval", ((p.resolve().name, read_judged(p, embedded)) for p in retrieval)),
     )
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / PAGE).write_text(page(found), "utf-8")
-        (out / FIGURES).write_text(json.dumps(found.to_dict(), indent=2) + "\n", "utf-8")
     if as_json:
         print_json(found.to_dict())
     else:
         print_tables(found)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / PAGE).write_text(page(found), "utf-8")
+        (out / FIGURES).write_text(json.dumps(found.to_dict(), indent=2) + "\n", "utf-8")
+
+
+def by_name(what: str, given: Iterable[tuple[str, T]]) -> dict[str, T]:
+    """Return what is given by its name in the tables. Raises ``InvalidInput`` for a name twice."""
+    found: dict[str, T] = {}
+    for name, one in given:
+        if name in found or name in BASELINES:
+            raise InvalidInput(f"{what}: two have the same name, {name!r}: rename one")
+        found[name] = one
+    return found
 
 
 def require_scikit_learn() -> None:
@@ -131,11 +154,14 @@ def read_labelled(given: str, text: str, embedded: Any) -> tuple[str, Labelled]:
     file, colon, name = given.rpartition(":")
     if not colon or not file or not name:
         raise InvalidInput(f"--labelled {given!r}: write it like --labelled notes.jsonl:label")
-    texts, labels = [], []
+    texts, labels, known = [], [], set()
     for row in read_rows(file, None, text):
         own = row.get(name)
-        if own is None:
+        # A text once more, in the other part of a split, would be known there.
+        words = " ".join(str(row[text]).casefold().split())
+        if own is None or own == "" or words in known:
             continue
+        known.add(words)
         texts.append(str(row[text]))
         labels.append(frozenset(map(str, own if isinstance(own, list) else [own])))
     if not texts:
@@ -150,7 +176,7 @@ def read_judged(folder: Path, embedded: Any) -> Judged:
 
     ``corpus.jsonl`` and ``queries.jsonl`` hold ``_id`` (or ``id``), ``text``, a ``title`` before
     it, and a ``group`` where a question is only asked within its own; ``qrels.tsv`` (or
-    ``qrels/test.tsv``) holds query, text, score, under one line of heads.
+    ``qrels/test.tsv``) holds query, text, score, perhaps under a line of heads.
     """
     corpus, queries = (read_named(folder / name) for name in ("corpus.jsonl", "queries.jsonl"))
     path = folder / "qrels.tsv"
@@ -158,11 +184,15 @@ def read_judged(folder: Path, embedded: Any) -> Judged:
     answers: dict[int, set[int]] = {}
     at, asked = ({row: place for place, row in enumerate(rows)} for rows in (corpus, queries))
     try:
-        lines = path.read_text("utf-8").splitlines()[1:]
+        lines = path.read_text("utf-8").splitlines()
     except OSError as error:
         raise InvalidFile(f"{path}: {error.strerror}: check the path") from error
-    for number, line in enumerate(lines, start=2):
+    except UnicodeDecodeError as error:
+        raise InvalidFile(f"{path} is not UTF-8: convert it first") from error
+    for number, line in enumerate(lines, start=1):
         fields = line.split("\t")
+        if not line.strip() or (number == 1 and not is_number(fields[-1])):
+            continue
         try:
             query, text, score = asked[fields[0]], at[fields[1]], float(fields[2])
         except (IndexError, KeyError, ValueError) as error:
@@ -183,6 +213,15 @@ def read_judged(folder: Path, embedded: Any) -> Judged:
     )
 
 
+def is_number(value: str) -> bool:
+    """Return whether a field is a score, not the head of a column of them."""
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True
+
+
 def read_named(path: Path) -> dict[str, dict[str, Any]]:
     """Return the rows of a JSON Lines file by their id."""
     rows = {}
@@ -190,6 +229,8 @@ def read_named(path: Path) -> dict[str, dict[str, Any]]:
         name = row.get("_id", row.get("id"))
         if name is None:
             raise InvalidFile(f"{path}: a row has no _id")
+        if str(name) in rows:
+            raise InvalidFile(f"{path}: two rows have the _id {brief(name)}: give each its own")
         rows[str(name)] = row
     return rows
 

@@ -11,13 +11,24 @@ import click
 
 from memstore.cli.options import EMBEDDERS, json_option
 from memstore.cli.output import print_facts, print_json
-from memstore.errors import InvalidInput, MissingExtra
+from memstore.errors import InvalidFile, InvalidInput, brief
 from memstore.files import read_rows
 from memstore.sae.config import WITH_K, Architecture, SAEConfig
 from memstore.sae.measure import Measures
 from memstore.tables import shown
 from memstore.types import Float32
 
+#: Options that a TrainConfig is made of.
+SCHEDULE = (
+    "epochs",
+    "batch",
+    "sparsity",
+    "learning_rate",
+    "frozen_decoder",
+    "patience",
+    "seed",
+    "device",
+)
 F = TypeVar("F", bound=Callable[..., Any])
 COUNT = click.IntRange(1)
 
@@ -37,8 +48,17 @@ cache_option = click.option(
 
 def read_texts(files: tuple[str, ...], text: str, category: str) -> tuple[list[str], list[str]]:
     """Return the texts in some files, and their categories, "" where there is none."""
-    rows = [row for file in files for row in read_rows(file, None, text)]
-    return [str(row[text]) for row in rows], [str(row.get(category) or "") for row in rows]
+    texts, categories = [], []
+    for file in files:
+        for row in read_rows(file, None, text):
+            if not isinstance(row[text], str):
+                raise InvalidFile(f"{file}: {brief(row[text])} is no text: leave the row out")
+            texts.append(row[text])
+            given = row.get(category)
+            categories.append("" if given is None else str(given))
+    if not texts:
+        raise InvalidFile(f"{', '.join(files)}: there is no text in it")
+    return texts, categories
 
 
 def embed(texts: list[str], embedder: str | None, cache: Path) -> Float32:
@@ -128,7 +148,7 @@ def schedule_options(command: F) -> F:
             type=click.IntRange(0),
             default=0,
             show_default=True,
-            help="Decides weights, order and hold-out.",
+            help="Decides first weights and order.",
         ),
         click.option(
             "--device",
@@ -182,11 +202,19 @@ def train_command(
     """
     import numpy as np
 
-    try:
-        from memstore.sae.train import TrainConfig
-    except ImportError as error:
-        raise MissingExtra("torch", "train", "training") from error
-    from memstore.training import Split, row_weights, train
+    from memstore.sae.schedule import TrainConfig
+    from memstore.training import (
+        Split,
+        require_folder,
+        require_torch,
+        row_weights,
+        text_digest,
+        train,
+    )
+
+    require_torch(chosen["device"])  # before minutes of embedding
+    require_folder(out)
+    schedule = TrainConfig(**{name: chosen.pop(name) for name in SCHEDULE})
 
     texts, categories = read_texts(files, text, category)
     by_category = read_weights(weigh)
@@ -201,9 +229,16 @@ def train_command(
         k=k if architecture in WITH_K else None,
         event_size=event_size if architecture == "sparse_memory_text" else None,
     )
-    chosen["batch"] = min(chosen["batch"], len(texts))
-    schedule = TrainConfig(**chosen)
     dtype = np.float16 if float16 else np.float32
-    split = Split(seed=schedule.seed)
-    result = train(vectors, config, schedule, split, out, dtype, weigh=given, base=base)
+    result = train(
+        vectors,
+        config,
+        schedule,
+        Split(),
+        out,
+        dtype,
+        weigh=given,
+        base=base,
+        texts=text_digest(texts),
+    )
     print_measures(result, as_json=as_json)

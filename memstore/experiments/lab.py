@@ -17,7 +17,8 @@ from memstore.sae.config import SAEConfig
 from memstore.sae.encode import SAE
 from memstore.sae.measure import stored
 from memstore.sae.model import Model
-from memstore.sae.train import LOG, TrainConfig, Trainer
+from memstore.sae.schedule import TrainConfig
+from memstore.sae.train import LOG, Trainer
 from memstore.tables import Row, markdown
 from memstore.types import Float32
 

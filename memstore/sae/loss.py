@@ -41,7 +41,7 @@ def auxk(
     Normalised by the residual's own variance, scaled down while fewer than d/2 neurons are dead
     (Gao et al., arXiv 2406.04093, appendix A.2).
     """
-    count, half = int(dead.sum()), residual.shape[1] // 2
+    count, half = int(dead.sum()), max(1, residual.shape[1] // 2)
     if count == 0:
         return torch.zeros((), device=residual.device)
     residual = residual.detach()

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memstore.core.vectors import unit_rows
+from memstore.errors import InvalidInput
 from memstore.sae.encode import BATCH, SAE
 from memstore.types import Float32, Float64
 
@@ -29,9 +30,11 @@ class Measures:
     fvu: float | None
     """sum ||x - x_hat||^2 / sum ||x - mean||^2, the mean per dimension over these rows; None where
     something else than the vector is decoded."""
-    readout_fvu: float
-    """The same for the best linear map from activations to vectors (ridge), fitted to every other
-    row and measured on those between: one axis for architectures of any decoder."""
+    readout_fvu: float | None
+    """The same for a linear map from activations to vectors (ridge), fitted to every other one of
+    ``READOUT_ROWS`` rows and measured on those between: one axis for architectures of any decoder,
+    at the same rows and neurons. It says at most how well vectors can be read out: fitted to few
+    rows a neuron, it does worse than the decoder that comes with an SAE. None below four rows."""
     l0: float
     """Mean number of neurons that fire for a vector."""
     dead: int
@@ -52,7 +55,13 @@ class Measures:
 
 
 def measure(sae: SAE, vectors: Float32) -> Measures:
-    """Return the measures of ``sae`` on (n, d) vectors, activations rounded as stored."""
+    """Return the measures of ``sae`` on (n, d) vectors, activations rounded as stored.
+
+    Raises ``InvalidInput`` unless two vectors differ.
+    """
+    spread = float(np.sum((vectors - vectors.mean(axis=0)).astype(np.float64) ** 2))
+    if len(vectors) < 2 or spread == 0:
+        raise InvalidInput(f"{len(vectors)} vectors without spread: FVU needs two that differ")
     error, fires = 0.0, np.zeros(sae.config.neurons, dtype=np.int64)
     decodes = sae.config.event_size is None
     for start in range(0, len(vectors), BATCH):
@@ -61,13 +70,12 @@ def measure(sae: SAE, vectors: Float32) -> Measures:
         fires += np.count_nonzero(activations, axis=0)
         if decodes:
             error += float(np.sum((batch - sae.decode(activations)).astype(np.float64) ** 2))
-    spread = float(np.sum((vectors - vectors.mean(axis=0)).astype(np.float64) ** 2))
     rates = fires / len(vectors)
     dead = int(np.count_nonzero(fires == 0))
     return Measures(
         rows=len(vectors),
         fvu=error / spread if decodes else None,
-        readout_fvu=readout(sae, vectors[:READOUT_ROWS]),
+        readout_fvu=readout(sae, some_rows(vectors, READOUT_ROWS)),
         l0=float(fires.sum() / len(vectors)),
         dead=dead,
         dead_share=dead / sae.config.neurons,
@@ -93,14 +101,23 @@ def nearest_directions(rows: Float32) -> Float32:
 
 def stored(sae: SAE, vectors: Float32) -> Float32:
     """Return the (n, neurons) activations as a store would keep them."""
-    return sae.activations(vectors).astype(np.float16).astype(np.float32)
+    largest = np.finfo(np.float16).max
+    return np.minimum(sae.activations(vectors), largest).astype(np.float16).astype(np.float32)
 
 
-def readout(sae: SAE, vectors: Float32) -> float:
+def some_rows(vectors: Float32, most: int) -> Float32:
+    """Return ``most`` rows drawn once and for all, or all where there are fewer."""
+    if len(vectors) <= most:
+        return vectors
+    return vectors[np.sort(np.random.default_rng(0).choice(len(vectors), most, replace=False))]
+
+
+def readout(sae: SAE, vectors: Float32) -> float | None:
     """Return the FVU of the ridge read-out: fitted to even rows, measured on odd ones."""
     fitted, measured = vectors[::2], vectors[1::2]
-    if not len(measured):
-        return float("nan")
+    spread = float(np.sum((measured - measured.mean(axis=0)).astype(np.float64) ** 2))
+    if len(measured) < 2 or spread == 0:
+        return None
     centre, mean = fitted.mean(axis=0), stored(sae, fitted).mean(axis=0)
     gram = np.zeros((sae.config.neurons, sae.config.neurons))
     product = np.zeros((sae.config.neurons, vectors.shape[1]))
@@ -113,7 +130,6 @@ def readout(sae: SAE, vectors: Float32) -> float:
     ridge = RIDGE * max(float(np.trace(gram)) / len(gram), 1e-12)
     weights = np.linalg.solve(gram + ridge * np.eye(len(gram)), product)
     guess = (stored(sae, measured) - mean) @ weights + centre
-    spread = np.sum((measured - measured.mean(axis=0)).astype(np.float64) ** 2)
     return float(np.sum((measured - guess) ** 2) / spread)
 
 

@@ -19,6 +19,8 @@ from memstore.sae.config import SAEConfig
 from memstore.sae.loss import AUXK_WEIGHT, BUSY_WEIGHT, auxk, busy, fvu, jump, l1, step
 from memstore.types import Float32
 
+#: How far from 1 half precision brings a norm.
+UNIT = 1e-2
 #: Share of the steps over which a sparsity penalty rises to its weight.
 SPARSITY_WARMUP = 0.05
 
@@ -135,6 +137,16 @@ class Dictionary(Model):
         #: One row a neuron, so that decoding is an embedding-bag over the k rows that fire.
         self.directions = nn.Parameter(directions)
         self.decoder_bias = nn.Parameter(mean.clone())
+
+    @torch.no_grad()
+    def start_from(self, base: Mapping[str, Float32]) -> None:
+        """Take over weights, brought to a decoder of unit norm: what a neuron fires grows by it."""
+        super().start_from(base)
+        norms = self.directions.norm(dim=1).clamp_min(1e-8)
+        if bool(((norms - 1).abs() > UNIT).any()):
+            self.directions.div_(norms[:, None])
+            self.encoder_weight.mul_(norms[:, None])
+            self.encoder_bias.mul_(norms)
 
     def before_relu(self, vectors: Tensor) -> Tensor:
         """Return z of (b, d) vectors, (b, n)."""
@@ -297,7 +309,8 @@ class JumpReLU(Dictionary):
 
     def forward(self, vectors: Tensor) -> Forward:
         """Return activations and reconstruction of (b, d) vectors."""
-        pre = torch.relu(self.before_relu(vectors))
+        # Not rectified: below 0 z is far from any threshold, while ReLU(z) = 0 would look near one.
+        pre = self.before_relu(vectors)
         activations = jump(pre, self.threshold, self.BANDWIDTH)
         return Forward(pre, activations, None, self.decode_all(activations))
 

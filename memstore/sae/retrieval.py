@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from memstore.core.traces import idf
 from memstore.core.vectors import unit_rows
+from memstore.errors import InvalidInput
 from memstore.sae.config import PROTOTYPES
 from memstore.sae.encode import SAE
 from memstore.sae.measure import stored
@@ -54,13 +55,17 @@ def ndcg(ranking: Sequence[int], relevant: frozenset[int], depth: int = DEPTH) -
 
 
 def retrieval(sae: SAE, judged: Judged) -> dict[str, float]:
-    """Return mean nDCG@10 a scoring; activations are rounded as stored."""
+    """Return mean nDCG@10 a scoring; activations are rounded as stored.
+
+    Texts of equal score are in an order drawn once: that of a corpus may know the answers.
+    """
     result = {}
+    drawn = np.random.default_rng(0).permutation(len(judged.texts))
     for name, queries, texts in scorings(sae, judged.queries, judged.texts):
         total = 0.0
         for query, rows, relevant in judged.questions:
             scores = texts[rows] @ queries[query]
-            best = rows[np.lexsort((rows, -scores))[:DEPTH]]
+            best = rows[np.lexsort((drawn[rows], -scores))[:DEPTH]]
             total += ndcg(best.tolist(), relevant)
         result[name] = total / len(judged.questions)
     return result
@@ -95,7 +100,8 @@ def judged(
 ) -> Judged:
     """Return questions to ask: each in all texts, or in those of its own group.
 
-    Questions without an answer among the texts they search are left out.
+    Questions without an answer among the texts they search are left out. Raises ``InvalidInput``
+    where none is left.
     """
     everyone = np.arange(len(texts), dtype=np.int64)
     members: dict[str, Int64] = {}
@@ -108,4 +114,6 @@ def judged(
         found = right if rows is None else right & frozenset(rows.tolist())
         if rows is not None and found:
             questions.append((query, rows, frozenset(found)))
+    if not questions:
+        raise InvalidInput("no question has an answer among the texts it searches: check groups")
     return Judged(texts, queries, questions)

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import json
 import math
-import os
+import signal
+import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
+from types import FrameType
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from memstore.durable import appearing
+from memstore.errors import InvalidInput
 from memstore.progress import Report
-from memstore.sae.config import PROTOTYPES, SAEConfig
+from memstore.sae import checkpoint
+from memstore.sae.config import SAEConfig
 from memstore.sae.loss import fvu
 from memstore.sae.model import (
     BatchTopK,
@@ -29,10 +36,9 @@ from memstore.sae.model import (
     TopK,
 )
 from memstore.sae.prototype import SparseMemory, SparseMemoryText
+from memstore.sae.schedule import TrainConfig
 from memstore.types import Float32
 
-CHECKPOINT = "checkpoint.safetensors"
-CHECKPOINT_META = "checkpoint.json"
 LOG = "log.jsonl"
 #: Steps between two checkpoints: about a minute on two cores.
 CHECKPOINT_STEPS = 250
@@ -40,14 +46,6 @@ CHECKPOINT_STEPS = 250
 LOG_STEPS = 25
 #: Steps over which a fire rate is averaged.
 RATE_STEPS = 100
-#: Adam's rate, falling with 1 / sqrt(neurons) beyond so many of them. Far above what is usual for
-#: the activations of language models: at 3,072 neurons, k = 32 and 1.4 million rows of sentence
-#: vectors, held-out FVU was .334 at 4.6e-4, .285 at 1e-3, .256 at 2e-3, .244 at 4e-3; over 11
-#: million rows 4e-3 let 30 neurons die and, kept flat, stood still at .265 until it fell.
-RATE, RATE_NEURONS = 2e-3, 3072
-#: Adam's rate for the prototype's networks, theirs.
-PROTOTYPE_RATE = 1e-3
-
 MODELS: dict[str, Callable[[SAEConfig, Tensor, torch.Generator], Model]] = {
     "topk": TopK,
     "batch_topk": BatchTopK,
@@ -59,50 +57,6 @@ MODELS: dict[str, Callable[[SAEConfig, Tensor, torch.Generator], Model]] = {
 }
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """How to train. The defaults are the recipe of docs/encoder.md."""
-
-    epochs: int = 20
-    """Passes over the training vectors; each in a new random order."""
-    batch: int = 1024
-    """Vectors a step."""
-    learning_rate: float | None = None
-    """Adam's rate; None for ``RATE``, or ``PROTOTYPE_RATE`` for the prototype's networks."""
-    warmup: float = 0.05
-    """Share of the steps over which the rate rises from 0."""
-    decay: float = 0.95
-    """Share of the steps, at the end, over which it falls to 0."""
-    dead_rows: int = 5_000
-    """A neuron silent for this many rows counts as dead and gets the auxiliary loss: one that fires
-    less often has too few texts to mean anything."""
-    seed: int = 0
-    """Decides initial weights and data order."""
-    sparsity: float | None = None
-    """Weight of the sparsity penalty; None for the architecture's own (``Model.SPARSITY``)."""
-    learned_target: bool = False
-    """``sparse_memory_text``: let the loss change its own target, as the prototype's did."""
-    frozen_decoder: bool = False
-    """Keep the decoder as it was drawn: the baseline of arXiv 2602.14111."""
-    patience: int | None = None
-    """Stop once so many epochs have not lowered the FVU of the held-out vectors; None: never."""
-    device: str = "cpu"
-    """Where to train: "cpu", "cuda"."""
-
-    def __post_init__(self) -> None:
-        if (
-            min(self.epochs, self.batch, self.dead_rows, self.patience or 1) < 1
-            or not 0 <= self.warmup + self.decay <= 1
-        ):
-            raise ValueError(f"not a training schedule: {self}")
-
-    def rate(self, config: SAEConfig) -> float:
-        """Return the peak learning rate for an SAE of this size."""
-        if self.learning_rate is None and config.architecture in PROTOTYPES:
-            return PROTOTYPE_RATE
-        return self.learning_rate or RATE * min(1.0, math.sqrt(RATE_NEURONS / config.neurons))
-
-
 class Trainer:
     """One training run over (n, d) vectors, which may stop and go on at any step.
 
@@ -111,6 +65,9 @@ class Trainer:
     that was never stopped. ``row_weights``, (n, 2), weigh each row's reconstruction and sparsity
     (the prototype's networks); ``base`` are weights to start from; ``held_out`` vectors are
     measured after every epoch.
+
+    Raises ``InvalidInput`` for settings that say nothing to the architecture, ``InvalidWeights``
+    for a base that does not fit.
     """
 
     def __init__(
@@ -125,6 +82,8 @@ class Trainer:
         held_out: Float32 | None = None,
     ) -> None:
         self.config, self.schedule, self.folder = config, schedule, folder
+        self._data = {"vectors": vectors, "row_weights": row_weights, "held_out": held_out}
+        self._data |= {f"base.{name}": tensor for name, tensor in (base or {}).items()}
         self.vectors = self._on_device(vectors)
         self.row_weights = None if row_weights is None else self._on_device(row_weights)
         self.held_out = None if held_out is None else self._on_device(held_out)
@@ -138,14 +97,17 @@ class Trainer:
             self.model.directions.requires_grad_(not schedule.frozen_decoder)
         if isinstance(self.model, SparseMemoryText):
             self.model.learned_target = schedule.learned_target
-        self.base = 0.0 if base is None else sum(float(t.sum()) for t in base.values())
+        schedule.require_sense(config, self.model.SPARSITY, row_weights, held_out)
         self.sparsity = self.model.SPARSITY if schedule.sparsity is None else schedule.sparsity
         self.optimiser = torch.optim.Adam(self.trained().values(), lr=0.0)
         self.silent_rows = torch.zeros(config.neurons, dtype=torch.int64, device=schedule.device)
         self.fire_rates = torch.zeros(config.neurons, device=schedule.device)
         self.step = 0
         self.history: list[float] = []
-        self.steps_an_epoch = max(1, len(vectors) // schedule.batch)
+        self.whole = True
+        """Whether all of the state is of the same step."""
+        self.batch = min(schedule.batch, len(vectors))
+        self.steps_an_epoch = len(vectors) // self.batch
         self.steps = schedule.epochs * self.steps_an_epoch
 
     def _on_device(self, array: Float32) -> Tensor:
@@ -156,23 +118,30 @@ class Trainer:
         return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
 
     def run(self, report: Report | None = None) -> Model:
-        """Train to the end, from the checkpoint in ``folder`` where one fits."""
+        """Train to the end, from the checkpoint in ``folder`` where one fits.
+
+        Ctrl-C waits for the step to end and leaves a checkpoint.
+        """
         self.restore()
         self.model.train()
         self._trim_log()
         try:
-            while self.step < self.steps and not self.has_stalled():
-                order = self.order(self.step // self.steps_an_epoch)
-                for place in range(self.step % self.steps_an_epoch, self.steps_an_epoch):
-                    start = place * self.schedule.batch
-                    self.take_step(order[start : start + self.schedule.batch])
-                    if self.step % CHECKPOINT_STEPS == 0:
-                        self.checkpoint()
-                    if report is not None:
-                        report(self.step * self.schedule.batch, self.steps * self.schedule.batch)
-                self.end_epoch()
+            with held_back() as let_through:
+                self.end_epoch()  # which a checkpoint can lie before
+                while self.step < self.steps and not self.has_stalled():
+                    epoch, done = divmod(self.step, self.steps_an_epoch)
+                    batches = torch.split(self.order(epoch), self.batch)
+                    for rows in batches[done : self.steps_an_epoch]:
+                        self.take_step(rows)
+                        let_through()
+                        if self.step % CHECKPOINT_STEPS == 0:
+                            self.checkpoint()
+                        if report is not None:
+                            report(self.step * self.batch, self.steps * self.batch)
+                    self.end_epoch()
         except KeyboardInterrupt:
-            self.checkpoint()
+            if self.whole:
+                self.checkpoint()
             raise
         self.checkpoint()
         return self.model.eval()
@@ -191,6 +160,7 @@ class Trainer:
 
     def take_step(self, rows: Tensor) -> None:
         """Take one step of Adam on some rows."""
+        self.whole = False
         for group in self.optimiser.param_groups:
             group["lr"] = self.rate()
         batch = self.vectors[rows]
@@ -212,8 +182,9 @@ class Trainer:
         self.model.after_step()
         self.count_firings(forward, len(batch))
         self.step += 1
+        self.whole = True
         if self.step % LOG_STEPS == 0:
-            self.log(self.figures(batch, forward, standing, float(loss.detach())))
+            self.log(self.figures(batch, forward, standing, require_finite(loss.item(), self.step)))
 
     def count_firings(self, forward: Forward, rows: int) -> None:
         """Bring the rows since each neuron fired, and its running fire rate, up to date."""
@@ -234,29 +205,32 @@ class Trainer:
             "dead": int(standing.dead.sum()),
             "rate": self.rate(),
         }
-        if forward.reconstruction.shape == batch.shape:
+        if self.config.event_size is None:
             found["fvu"] = float(fvu(batch, forward.reconstruction.detach(), self.variance))
         return found
 
     def log(self, figures: dict[str, float]) -> None:
         """Append a line to the log; a plot reads it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        line = {"step": self.step, "rows": self.step * self.schedule.batch, **figures}
+        line = {"step": self.step, "rows": self.step * self.batch, **figures}
         with (self.folder / LOG).open("a", encoding="utf-8") as file:
             file.write(json.dumps({**line, "time": round(time.time(), 3)}) + "\n")
 
     def _trim_log(self) -> None:
-        """Drop lines of steps that are taken once more, or of another run."""
+        """Drop lines of steps that are taken once more, or of another run, or cut short."""
         path = self.folder / LOG
         if path.exists():
-            lines = path.read_text("utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if json.loads(line)["step"] <= self.step]
-            path.write_text("".join(kept) if self.step else "", "utf-8")
+            lines = path.read_text("utf-8", "replace").splitlines(keepends=True)
+            # An epoch that a checkpoint lies before is measured once more.
+            kept = [line for line in lines if goes_before(line, self.step, len(self.history))]
+            with appearing(path, over=True) as part:
+                part.write_text("".join(kept) if self.step else "", "utf-8")
 
     @torch.no_grad()
     def end_epoch(self) -> None:
-        """Measure the held-out vectors, where there are some whose FVU can be told."""
-        if self.held_out is None or self.config.architecture == "sparse_memory_text":
+        """Measure the held-out vectors of an epoch that is over, once, where FVU can be told."""
+        measured = len(self.history) >= self.step // self.steps_an_epoch
+        if measured or self.held_out is None or self.config.architecture == "sparse_memory_text":
             return
         self.model.eval()
         spread = (self.held_out - self.held_out.mean(dim=0)).pow(2).sum()
@@ -275,24 +249,14 @@ class Trainer:
 
     # --- checkpoints -----------------------------------------------------------------------
 
-    def meta(self) -> dict[str, object]:
-        """Return what a checkpoint must agree on to be taken up."""
-        weights = self.row_weights
-        return {
-            "config": self.config.to_dict(),
-            "schedule": asdict(self.schedule),
-            "rows": len(self.vectors),
-            # A cheap mark of the data: other vectors of the same number would go unnoticed else.
-            "mean": [round(float(value), 6) for value in self.vectors.mean(dim=0)[:8]],
-            "row_weights": None if weights is None else round(float(weights.sum()), 4),
-            "base": round(self.base, 4),
-        }
+    @cached_property
+    def mark(self) -> str:
+        """What a checkpoint must agree on to be taken up: settings and data."""
+        settings = {"config": self.config.to_dict(), "schedule": asdict(self.schedule)}
+        return checkpoint.run_mark(settings, self._data)
 
     def checkpoint(self) -> None:
-        """Write the state of the run aside and rename it into place."""
-        from safetensors.torch import save_file
-
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Write the state of the run."""
         tensors = {
             "silent_rows": self.silent_rows,
             "fire_rates": self.fire_rates,
@@ -304,21 +268,13 @@ class Trainer:
         for name, parameter in self.trained().items():
             for key, value in self.optimiser.state.get(parameter, {}).items():
                 tensors[f"adam.{name}.{key}"] = value
-        part = self.folder / f"{CHECKPOINT}.part"
-        save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, part)
-        (self.folder / CHECKPOINT_META).write_text(json.dumps(self.meta()), "utf-8")
-        os.replace(part, self.folder / CHECKPOINT)
+        checkpoint.save(self.folder, self.mark, tensors)
 
     def restore(self) -> None:
         """Take up the checkpoint in ``folder``, if there is one of this very run."""
-        from safetensors.torch import load_file
-
-        meta = self.folder / CHECKPOINT_META
-        if not (self.folder / CHECKPOINT).exists() or not meta.exists():
+        tensors = checkpoint.load(self.folder, self.mark, self.schedule.device)
+        if tensors is None:
             return
-        if json.loads(meta.read_text("utf-8")) != self.meta():
-            return
-        tensors = load_file(self.folder / CHECKPOINT, device=self.schedule.device)
         self.step = int(tensors["step"])
         self.history = tensors["history"].tolist()
         self.silent_rows, self.fire_rates = tensors["silent_rows"], tensors["fire_rates"]
@@ -329,3 +285,49 @@ class Trainer:
             if f"adam.{name}.step" in tensors:
                 state = {key: tensors[f"adam.{name}.{key}"] for key in keys}
                 self.optimiser.state[parameter] = state
+
+
+@contextmanager
+def held_back() -> Iterator[Callable[[], None]]:
+    """Hold Ctrl-C back; what is lent raises ``KeyboardInterrupt`` if it was pressed meanwhile.
+
+    Cut in its middle, a step would leave weights of which some have moved and some have not. An
+    application's own handler stays, and only the main thread is ever interrupted.
+    """
+    pressed = threading.Event()
+
+    def press(number: int, frame: FrameType | None) -> None:
+        pressed.set()
+
+    def let_through() -> None:
+        if pressed.is_set():
+            raise KeyboardInterrupt
+
+    ours = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )
+    if ours:
+        signal.signal(signal.SIGINT, press)
+    try:
+        yield let_through
+        let_through()
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def goes_before(line: str, step: int, epochs: int) -> bool:
+    """Return whether a line of the log is about a step, or epoch, already taken; no, if cut."""
+    try:
+        found = json.loads(line)
+        return int(found["step"]) <= step and int(found.get("epoch", 0)) <= epochs
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return False
+
+
+def require_finite(loss: float, step: int) -> float:
+    """Return the loss. Raises ``InvalidInput`` once it is no number any more."""
+    if not math.isfinite(loss):
+        raise InvalidInput(f"the loss is {loss} at step {step}: train with a lower learning rate")
+    return loss

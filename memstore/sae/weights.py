@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from memstore.durable import appearing, medium
 from memstore.errors import InvalidWeights, MissingExtra
 from memstore.sae.config import SAEConfig
 from memstore.types import Float32
@@ -56,6 +57,8 @@ def read_tensors(path: Path) -> dict[str, NDArray[Any]]:
         return dict(load_file(path))
     except FileNotFoundError as error:
         raise InvalidWeights(f"{path} is missing: copy the whole weights folder") from error
+    except (TypeError, AttributeError) as error:  # what numpy has no type for
+        raise InvalidWeights(f"{path} holds bfloat16 or float8: save it as float32") from error
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise InvalidWeights(f"{path} cannot be read: {error}") from error
 
@@ -114,14 +117,20 @@ def load_prototype(path: Path) -> tuple[SAEConfig, dict[str, Float32]]:
 def save(
     folder: Path, config: SAEConfig, tensors: Tensors, dtype: type[np.floating] = np.float32
 ) -> None:
-    """Write a weights folder; ``dtype`` float16 halves the file for shipping."""
-    from safetensors.numpy import save_file
+    """Write a weights folder; ``dtype`` float16 halves the file for shipping.
 
-    folder.mkdir(parents=True, exist_ok=True)
+    Raises ``InvalidWeights`` for numbers that are none, before anything is written.
+    """
+    from safetensors.numpy import save as packed
+
     stored = {name: np.ascontiguousarray(tensors[name], dtype=dtype) for name in config.shapes()}
-    save_file(stored, folder / WEIGHTS)
-    text = json.dumps(config.to_dict(), indent=2) + "\n"
-    (folder / CONFIG).write_text(text, "utf-8")
+    checked(config, stored)
+    with medium(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with appearing(folder / WEIGHTS, over=True) as part:
+        part.write_bytes(packed(stored))
+    with appearing(folder / CONFIG, over=True) as part:
+        part.write_text(json.dumps(config.to_dict(), indent=2) + "\n", "utf-8")
 
 
 def fingerprint(config: SAEConfig, tensors: Tensors) -> str:
