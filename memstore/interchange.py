@@ -50,8 +50,6 @@ def read_sparse_encoder(folder: Path) -> SAE:
 
     Its decoder is its encoder transposed, unless memstore wrote the folder and laid its own beside.
     """
-    if (folder / OWN / weights.CONFIG).exists():
-        return SAE.load(folder / OWN)
     modules = weights.read_json(folder / MODULES)
     try:
         path = PurePath(next(m["path"] for m in modules if m["type"].endswith("SparseAutoEncoder")))
@@ -80,7 +78,19 @@ def read_sparse_encoder(folder: Path) -> SAE:
         }
     except KeyError as error:
         raise InvalidWeights(f"{folder / path} lacks {error}") from error
-    return SAE(config, weights.checked(config, named))
+    found = SAE(config, weights.checked(config, named))
+    if (folder / OWN / weights.CONFIG).exists() and is_same_encoder(
+        own := SAE.load(folder / OWN), found
+    ):
+        return own
+    return found
+
+
+def is_same_encoder(one: SAE, other: SAE) -> bool:
+    """Return whether two SAEs give the same traces: trained on, a SparseEncoder is another."""
+    names = ("encoder.weight", "encoder.bias", "decoder.bias")
+    same = one.config == other.config
+    return same and all(np.array_equal(one.tensors[n], other.tensors[n]) for n in names)
 
 
 def write_sparse_encoder(sae: SAE, out: Path, model: str | None = None) -> None:
@@ -89,7 +99,8 @@ def write_sparse_encoder(sae: SAE, out: Path, model: str | None = None) -> None:
     ``model`` is the sentence-transformers model to put before the SAE, a name or a folder; None
     for the shipped embedder, whose int8 weights are written out as float32. Texts beyond 256
     tokens are cut there, not split into windows. Raises ``InvalidInput`` for an SAE that stock
-    modules cannot express, ``MissingExtra`` without sentence-transformers.
+    modules cannot express, or of other dimensions than the model, ``MissingExtra`` without
+    sentence-transformers.
     """
     if not sae.chooses_k:
         raise InvalidInput(
@@ -109,6 +120,12 @@ def write_sparse_encoder(sae: SAE, out: Path, model: str | None = None) -> None:
     state = {theirs: torch.from_numpy(sae.tensors[ours]) for theirs, ours in names.items()}
     module.load_state_dict({**module.state_dict(), **state})
     before = shipped_modules() if model is None else [*SentenceTransformer(model, device="cpu")]
+    dimension = len(SentenceTransformer(modules=before, device="cpu").encode("a"))
+    if dimension != config.dimension:
+        raise InvalidInput(
+            f"the model gives vectors of {dimension} dimensions, the SAE is for "
+            f"{config.dimension}: name with --model the one it was trained on"
+        )
     encoder = SparseEncoder(modules=[*before, module], device="cpu")
     encoder.save_pretrained(str(out), create_model_card=False)
     weights.save(out / OWN, config, sae.tensors)

@@ -103,6 +103,11 @@ def train(  # noqa: PLR0913 - two more than a trainer: where to, and how exactly
     """
     if len(vectors) < FEWEST:
         raise InvalidInput(f"{len(vectors)} texts are too few to train on: at least {FEWEST}")
+    if config.architecture == "sparse_memory" and (vectors.min() < 0 or vectors.max() > 1):
+        raise InvalidInput(
+            f"sparse_memory decodes to 0..1, and these vectors go from {vectors.min():.2f} to "
+            f"{vectors.max():.2f}: take sparse_memory_text, or scale them (docs/encoder.md)"
+        )
     require_torch(schedule.device)
     out = out.resolve()
     require_folder(out)

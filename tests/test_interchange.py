@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from memstore.sae.encode import SAE
 pytest.importorskip("torch", reason="interchange needs the train extra")
 pytest.importorskip("sentence_transformers", reason="interchange needs the train extra")
 import torch
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from sentence_transformers import SparseEncoder
 from sentence_transformers.sparse_encoder.modules import SparseAutoEncoder
 
@@ -56,6 +57,23 @@ def test_what_was_exported_is_read_back_whole(exported):
     assert (exported / OWN / weights.WEIGHTS).exists()
     modules = json.loads((exported / "modules.json").read_text())
     assert all(module["type"].startswith("sentence_transformers.") for module in modules)
+
+
+def test_a_sparse_encoder_trained_on_since_is_read_as_it_is_now(exported, tmp_path):
+    """Not as memstore once wrote it beside; and an SAE of another dimension is not written."""
+    folder = tmp_path / "tuned"
+    shutil.copytree(exported, folder)
+    (place,) = folder.glob("*SparseAutoEncoder")
+    tensors = load_file(place / "model.safetensors")
+    tensors["latent_bias"] = tensors["latent_bias"] + 1
+    save_file(tensors, place / "model.safetensors")
+    before = Encoder.default().sae.tensors["encoder.bias"]
+    assert np.allclose(read(folder).tensors["encoder.bias"], before + 1)
+    config = SAEConfig("topk", D, N, k=K)
+    drawn = {n: np.ones(shape, np.float32) for n, shape in config.shapes().items()}
+    with pytest.raises(InvalidInput, match="dimensions"):
+        write_sparse_encoder(SAE(config, drawn), tmp_path / "no")
+    assert not (tmp_path / "no").exists()
 
 
 def stock(folder, *, normalize=False):

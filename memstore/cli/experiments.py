@@ -9,6 +9,7 @@ import click
 from memstore import layout
 from memstore.cli.lab import cache_option, embed, embedder_option, field_option, read_texts
 from memstore.errors import InvalidInput, MissingExtra
+from memstore.training import require_folder
 
 EXPERIMENTS = ("sparsity", "l1", "narratives", "finetune", "sweep")
 FEWEST = 100
@@ -40,10 +41,13 @@ def experiment_command(
     """
     try:
         from memstore.experiments import prototype, sweep
-        from memstore.experiments.lab import Lab, write
+        from memstore.experiments.lab import WORK, Lab, write
     except ImportError as error:
         raise MissingExtra(error.name or "torch", "train", "an experiment") from error
 
+    require_folder(out)
+    if out.is_dir() and any(out.iterdir()) and not (out / WORK).is_dir():
+        raise InvalidInput(f"{out} holds other things: name a folder that does not exist")
     texts, categories = read_texts(files or (str(layout.NARRATIVES),), text, category)
     if len(texts) < FEWEST:
         raise InvalidInput(f"{len(texts)} texts are too few: an experiment wants {FEWEST}")

@@ -22,6 +22,9 @@ from memstore.sae.train import LOG, Trainer
 from memstore.tables import Row, markdown
 from memstore.types import Float32
 
+#: Folder of what the runs of an experiment leave.
+WORK = "work"
+
 
 @dataclass(frozen=True)
 class Result:
@@ -58,11 +61,11 @@ class Lab:
             self.vectors if vectors is None else vectors,
             config,
             TrainConfig(**settings),
-            self.folder / "work" / name,
+            self.folder / WORK / name,
             row_weights=row_weights,
             base=base,
         )
-        return Run(trainer.run(), self.folder / "work" / name / LOG)
+        return Run(trainer.run(), self.folder / WORK / name / LOG)
 
     @property
     def names(self) -> list[str]:
