@@ -124,11 +124,11 @@ def test_what_is_new_fired_for_nothing_older(store):
 def test_near_copies_are_found(narrative_store, tmp_path, narratives):
     """A text with another word, beside 120 others: that pair and no other."""
     texts = [row["text"] for row in narratives[:120]]
-    texts.append(texts[17].replace(" the ", " that ", 1))
+    texts.append(texts[16].replace(" the ", " that ", 1))
     with MemoryStore.open(tmp_path / "copies.db") as store:
         store.insert_many(texts)
         [(one, other, cosine)] = store.audit().copies
-    assert (one, other) == (18, 121)
+    assert (one, other) == (17, 121)
     assert 0.95 <= cosine <= 1
 
 

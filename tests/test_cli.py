@@ -84,7 +84,7 @@ def test_queries_agree_with_the_library(store):
         assert [line.split()[0] for line in table[1:]] == [str(hit.id) for hit in hits]
         assert all(len(line) <= 90 for line in table)
     why = memstore("top", store, neuron, "-k", 1, "--why").stdout
-    assert re.search(rf"N{neuron}: fires 0\.\d+ x weight 1", why)
+    assert re.search(rf"N{neuron}: ('.+' )?fires 0\.\d+ x weight 1", why)
 
 
 def test_an_expression_may_begin_with_a_minus(store):

@@ -95,7 +95,7 @@ def test_a_lens_tells_narratives_it_never_saw():
             assert len(hits) == len(apart)
             inside = [hit.category == category for hit in hits]
             found.append(roc_auc_score(inside, hits.scores))
-    assert np.mean(found) >= 0.9, found
+    assert np.mean(found) >= 0.85, found
 
 
 def test_the_weights_are_scikit_learn_s():
