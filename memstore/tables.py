@@ -29,5 +29,10 @@ def markdown(rows: Sequence[Row]) -> str:
     table = [heads, *([shown(row.get(name)) for name in heads] for row in rows)]
     if len(heads) > WIDEST:
         table = [list(column) for column in zip(*table, strict=True)]
-    first, *others = ("| " + " | ".join(line) + " |" for line in table)
+    first, *others = ("| " + " | ".join(map(cell, line)) + " |" for line in table)
     return "\n".join([first, "|" + "---|" * len(table[0]), *others])
+
+
+def cell(value: str) -> str:
+    """Return text as one cell: names people give may hold what ends one."""
+    return " ".join(value.split()).replace("|", "\\|")

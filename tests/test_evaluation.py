@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from memstore import training
 from memstore.cli import cli
+from memstore.cli.evaluation import read_judged
+from memstore.errors import InvalidFile
 from memstore.neurons.cohesion import TEXTS, cohesion
 from memstore.neurons.match import match
 from memstore.sae import probing, weights
@@ -17,6 +20,7 @@ from memstore.sae.config import SAEConfig
 from memstore.sae.encode import SAE
 from memstore.sae.measure import nearest_directions
 from memstore.sae.retrieval import judged, ndcg, retrieval
+from memstore.tables import markdown
 
 pytest.importorskip("sklearn", reason="evaluating needs the train extra")
 from sklearn.metrics import ndcg_score
@@ -271,3 +275,58 @@ def test_a_group_for_some_is_refused(workplace, run):
     folder = ("--retrieval", workplace / "questions")
     done = run(workplace / "sae-1", workplace / "texts.jsonl", *folder)
     assert "or none of them" in str(done.exception)
+
+
+def test_held_out_rows_are_those_of_the_training_files(workplace, run):
+    """By place: the same texts in another order, or another split beside, are refused."""
+    lines = (workplace / "texts.jsonl").read_text().splitlines()
+    digest = training.text_digest([json.loads(line)["text"] for line in lines])
+    for seed in (1, 2):
+        split = {"share": 0.4, "near": 0.9999, "seed": seed}
+        settings = json.dumps({"split": split, "texts": digest})
+        (workplace / f"sae-{seed}" / training.TRAINING).write_text(settings)
+    texts = workplace / "texts.jsonl"
+    done = run(workplace / "sae-1", texts, "--held-out", "--json")
+    assert 0 < json.loads(done.stdout)["measures"]["sae-1"]["rows"] < 0.6 * len(lines)
+    both = run(workplace / "sae-1", texts, "--held-out", "--beside", workplace / "sae-2")
+    assert "held out other rows" in str(both.exception)
+    (workplace / "turned.jsonl").write_text("\n".join(reversed(lines)))
+    turned = run(workplace / "sae-1", workplace / "turned.jsonl", "--held-out")
+    assert "was not trained on these texts" in str(turned.exception)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("empty.jsonl", "", "no text in it"),
+        ("null.jsonl", '{"text": null}\n', "is no text"),
+        ("one.jsonl", '{"text": "alone"}\n', "needs two that differ"),
+    ],
+)
+def test_texts_that_nothing_can_be_measured_on_are_refused(workplace, run, name, content, says):
+    (workplace / name).write_text(content)
+    assert says in str(run(workplace / "sae-1", workplace / name).exception)
+
+
+def test_an_sae_of_other_dimensions_is_refused(workplace, run):
+    other = random_sae(dimension=D + 1)
+    weights.save(workplace / "wide", other.config, other.tensors)
+    done = run(workplace / "wide", workplace / "texts.jsonl")
+    assert f"for vectors of {D + 1} dimensions" in str(done.exception)
+
+
+def test_answers_without_a_line_of_heads_are_read_from_the_first(tmp_path):
+    """And an id that two texts have is refused, not overwritten."""
+    rows = [{"_id": f"t{i}", "text": f"text {i}"} for i in range(4)]
+    lay(tmp_path / "corpus.jsonl", rows)
+    lay(tmp_path / "queries.jsonl", [{"_id": "q", "text": "question"}])
+    (tmp_path / "qrels.tsv").write_text("q\tt3\t1\nq\tt1\t1\n\n")
+    found = read_judged(tmp_path, lambda texts: random_unit(len(texts)))
+    assert [set(right) for _, _, right in found.questions] == [{1, 3}]
+    lay(tmp_path / "corpus.jsonl", [*rows, rows[0]])
+    with pytest.raises(InvalidFile, match="two rows"):
+        read_judged(tmp_path, lambda texts: random_unit(len(texts)))
+
+
+def test_a_table_holds_any_name():
+    assert markdown([{"SAE": "a|b\nc", "rows": 2}]).splitlines()[-1] == "| a\\|b c | 2 |"

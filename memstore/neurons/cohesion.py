@@ -31,8 +31,9 @@ class Cohesion:
 
     @property
     def mean(self) -> float:
-        """Mean over neurons."""
-        return float(np.nanmean(self.means))
+        """Mean over the neurons with two texts or more, 0 where there are none."""
+        measured = self.means[~np.isnan(self.means)]
+        return float(np.mean(measured)) if len(measured) else 0.0
 
     @property
     def share(self) -> float:
