@@ -175,7 +175,7 @@ def schedule_options(command: F) -> F:
     "--weigh",
     multiple=True,
     metavar="CATEGORY=R:S",
-    help="Weights of a category's reconstruction and sparsity, in the prototype's networks.",
+    help="Weights of a category's reconstruction and sparsity, in sparse_memory_text.",
 )
 @click.option("--category", default="category", show_default=True, help="Field with the category.")
 @click.option("--float16", is_flag=True, help="Store weights in half the space, for shipping.")
