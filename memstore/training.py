@@ -35,6 +35,8 @@ FEWEST_HELD_OUT = 2
 #: Fewer rows than this leave nothing to hold out and nothing to learn from.
 FEWEST = 200
 METRICS, TRAINING = "metrics.json", "training.json"
+#: What the name of the folder with checkpoints and log ends in.
+WORK = ".work"
 
 
 @dataclass(frozen=True)
@@ -114,13 +116,13 @@ def train(  # noqa: PLR0913 - two more than a trainer: where to, and how exactly
     from memstore.sae.train import Trainer
 
     held_out = split.held_out(vectors)
-    if np.count_nonzero(held_out) < FEWEST_HELD_OUT:
+    if np.count_nonzero(held_out) < FEWEST_HELD_OUT or not np.ptp(vectors[held_out], axis=0).any():
         raise InvalidInput("the texts are near copies of one another: none is left to measure on")
     trainer = Trainer(
         vectors[~held_out],
         config,
         schedule,
-        out.with_name(out.name + ".work"),
+        out.with_name(out.name + WORK),
         row_weights=None if weigh is None else weigh[~held_out],
         base=None if base is None else weights.load(base)[1],
         held_out=vectors[held_out],
@@ -128,10 +130,10 @@ def train(  # noqa: PLR0913 - two more than a trainer: where to, and how exactly
     report = Progress("rows trained")
     model = trainer.run(report)
     report.close()
+    weights.save(out, config, model.tensors(), dtype)
     # What an earlier run left says nothing of these weights.
     for name in (METRICS, TRAINING):
         (out / name).unlink(missing_ok=True)
-    weights.save(out, config, model.tensors(), dtype)
     # Measured as it ships: after rounding to the stored type.
     result = measure(SAE.load(out), vectors[held_out])
     settings = {"split": vars(split), "schedule": vars(schedule), "rows": int((~held_out).sum())}
@@ -151,8 +153,12 @@ def text_digest(texts: Sequence[str]) -> str:
 
 def require_folder(out: Path) -> None:
     """Raise ``InvalidInput`` where no folder can be: before hours of work."""
-    if out.exists() and not out.is_dir():
-        raise InvalidInput(f"{out} is a file: name a folder")
+    out = out.resolve()
+    if not out.name:
+        raise InvalidInput(f"{out} cannot be a folder of results: name one in it")
+    for path in (out, out.with_name(out.name + WORK), *out.parents):
+        if path.exists() and not path.is_dir():
+            raise InvalidInput(f"{path} is a file: name another folder")
 
 
 def require_torch(device: str) -> None:

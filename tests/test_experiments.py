@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -84,6 +85,15 @@ def test_noise_tells_no_category_apart(lab):
     noise = np.random.default_rng(1).random((len(lab.vectors), 30), dtype=np.float32)
     found = [auc for _, auc in prototype.separation(noise, lab).values()]
     assert abs(np.mean(found) - 0.5) < 0.06
+
+
+def test_a_category_of_one_text_has_no_auc(lab):
+    """It has none to be tested on; the others have theirs."""
+    alone = replace(lab, categories=["alone", *lab.categories[1:]])
+    noise = np.random.default_rng(1).random((len(lab.vectors), 30), dtype=np.float32)
+    found = prototype.separation(noise, alone)
+    assert found.pop("alone")[1] is None
+    assert all(auc is not None for _, auc in found.values())
 
 
 def test_results_are_a_page_a_table_and_images(lab, tmp_path):

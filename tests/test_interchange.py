@@ -76,6 +76,16 @@ def test_a_sparse_encoder_trained_on_since_is_read_as_it_is_now(exported, tmp_pa
     assert not (tmp_path / "no").exists()
 
 
+def test_a_matryoshka_comes_back_as_one(tmp_path):
+    """Other modules know it as the k largest, which is what decides its traces."""
+    config = SAEConfig("matryoshka", 384, N, k=K)
+    rng = np.random.default_rng(2)
+    tensors = {n: rng.normal(size=s).astype(np.float32) for n, s in config.shapes().items()}
+    sae = SAE(config, tensors)
+    write_sparse_encoder(sae, tmp_path / "out")
+    assert read(tmp_path / "out").fingerprint == sae.fingerprint
+
+
 def stock(folder, *, normalize=False):
     """Save a SparseAutoEncoder of random weights as a SparseEncoder would lie on disk."""
     torch.manual_seed(3)

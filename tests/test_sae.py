@@ -234,11 +234,22 @@ def test_a_run_that_diverges_stops_and_spares_older_weights(vectors, tmp_path):
     """Training into a folder with weights of an earlier run."""
     out = tmp_path / "sae"
     weights.save(out, CONFIG, Trainer(vectors, CONFIG, SCHEDULE, tmp_path / "run").model.tensors())
-    before = (out / weights.WEIGHTS).read_bytes()
+    (out / training.METRICS).write_text("{}")
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
     wild = replace(SCHEDULE, learning_rate=1e38)
     with pytest.raises(InvalidInput, match="lower learning rate"):
         training.train(vectors, CONFIG, wild, training.Split(), out, np.float32)
-    assert (out / weights.WEIGHTS).read_bytes() == before
+    short = replace(SCHEDULE, epochs=1, batch=1000, learning_rate=1e6)  # too few steps for a log
+    with pytest.raises(InvalidWeights, match="NaN or infinity"):
+        training.train(vectors, CONFIG, short, training.Split(), out, np.float16)
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+
+
+@pytest.mark.parametrize("out", ["/", "file/x"])
+def test_where_no_folder_can_be_is_said_first(out, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InvalidInput, match="name"):
+        training.require_folder(tmp_path / out)
 
 
 def test_base_weights_are_brought_to_a_decoder_of_unit_norm(vectors, tmp_path):
@@ -251,6 +262,17 @@ def test_base_weights_are_brought_to_a_decoder_of_unit_norm(vectors, tmp_path):
         "encoder.bias": base["encoder.bias"] / grown,
     }
     tuned = Trainer(vectors, CONFIG, SCHEDULE, tmp_path / "b", base=stretched)
+    for name, tensor in tuned.model.tensors().items():
+        assert np.allclose(tensor, base[name], atol=1e-6), name
+
+
+def test_thresholds_grow_with_the_directions_they_belong_to(vectors, tmp_path):
+    """The same network, stretched, fires the same once it is brought to unit norm."""
+    config = SAEConfig("jump_relu", 16, 48, k=4)
+    base = Trainer(vectors, config, SCHEDULE, tmp_path / "a").model.tensors()
+    stretched = {name: tensor * 0.5 for name, tensor in base.items()}
+    kept = {"decoder.weight": base["decoder.weight"] * 2, "decoder.bias": base["decoder.bias"]}
+    tuned = Trainer(vectors, config, SCHEDULE, tmp_path / "b", base=stretched | kept)
     for name, tensor in tuned.model.tensors().items():
         assert np.allclose(tensor, base[name], atol=1e-6), name
 

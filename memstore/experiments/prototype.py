@@ -120,20 +120,24 @@ def l1(lab: Lab) -> Result:
     return Result("L1 against reconstruction, by category", text, rows, {"l1": figure})
 
 
-def separation(activations: Float32, lab: Lab) -> dict[str, tuple[int, float]]:
+def separation(activations: Float32, lab: Lab) -> dict[str, tuple[int, float | None]]:
     """Return ``{category: (neuron, AUC)}`` of the neuron that tells it best from the others.
 
-    Chosen on a random half of the texts, its AUC is that on the others: the best of many on the
-    texts it is chosen by is above one half for noise as well.
+    Chosen on a random half of each category's texts, its AUC is that on the others, None where
+    there are none: the best of many on the texts it is chosen by is above one half for noise too.
     """
-    half = np.random.default_rng(lab.seed).random(len(activations)) < 0.5
+    half = np.zeros(len(activations), dtype=np.bool_)
+    for own in lab.members().values():
+        rows = np.random.default_rng(lab.seed).permutation(np.flatnonzero(own))
+        half[rows[::2]] = True
     chosen, other = ({n: own[side] for n, own in lab.members().items()} for side in (half, ~half))
     best = dict.fromkeys(lab.names, (0, 0.0))
     for neuron, column in enumerate(activations[half].T.astype(np.float64)):
         for name, auc in category_auc(column, chosen).items():
             best[name] = max(best[name], (neuron, auc), key=lambda pair: pair[1])
     tested = activations[~half].astype(np.float64)
-    return {n: (i, category_auc(tested[:, i], other)[n]) for n, (i, _) in best.items()}
+    aucs = {n: category_auc(tested[:, i], other) for n, (i, _) in best.items()}
+    return {n: (i, aucs[n].get(n)) for n, (i, _) in best.items()}
 
 
 def narratives(lab: Lab) -> Result:

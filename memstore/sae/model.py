@@ -19,8 +19,7 @@ from memstore.sae.config import SAEConfig
 from memstore.sae.loss import AUXK_WEIGHT, BUSY_WEIGHT, auxk, busy, fvu, jump, l1, step
 from memstore.types import Float32
 
-#: How far from 1 half precision brings a norm.
-UNIT = 1e-2
+UNIT = 1e-2  # how far from 1 half precision brings a norm
 #: Share of the steps over which a sparsity penalty rises to its weight.
 SPARSITY_WARMUP = 0.05
 
@@ -147,6 +146,10 @@ class Dictionary(Model):
             self.directions.div_(norms[:, None])
             self.encoder_weight.mul_(norms[:, None])
             self.encoder_bias.mul_(norms)
+            self.grow(norms)
+
+    def grow(self, norms: Tensor) -> None:
+        """Bring along what activations are compared with, (n,) of them grown by ``norms``."""
 
     def before_relu(self, vectors: Tensor) -> Tensor:
         """Return z of (b, d) vectors, (b, n)."""
@@ -277,6 +280,10 @@ class BatchTopK(Dictionary):
             activations = pre * (pre > edge)
         return Forward(pre, activations, None, self.decode_all(activations))
 
+    def grow(self, norms: Tensor) -> None:
+        """Look for the threshold anew: one cannot grow by several factors."""
+        self.threshold.zero_()
+
     @torch.no_grad()
     def _follow(self, edge: Tensor) -> None:
         if self.threshold.item() == 0:
@@ -309,10 +316,13 @@ class JumpReLU(Dictionary):
 
     def forward(self, vectors: Tensor) -> Forward:
         """Return activations and reconstruction of (b, d) vectors."""
-        # Not rectified: below 0 z is far from any threshold, while ReLU(z) = 0 would look near one.
-        pre = self.before_relu(vectors)
+        pre = self.before_relu(vectors)  # as it is: ReLU(z) = 0 would look near a threshold
         activations = jump(pre, self.threshold, self.BANDWIDTH)
         return Forward(pre, activations, None, self.decode_all(activations))
+
+    def grow(self, norms: Tensor) -> None:
+        """Bring the thresholds along."""
+        self.threshold.mul_(norms)
 
     def loss(self, vectors: Tensor, forward: Forward, standing: Standing) -> Tensor:
         """Return FVU, the penalty on L0, and what revives dead neurons."""

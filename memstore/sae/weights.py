@@ -123,7 +123,8 @@ def save(
     """
     from safetensors.numpy import save as packed
 
-    stored = {name: np.ascontiguousarray(tensors[name], dtype=dtype) for name in config.shapes()}
+    with np.errstate(over="ignore"):  # what half precision cannot hold is refused below
+        stored = {n: np.ascontiguousarray(tensors[n], dtype=dtype) for n in config.shapes()}
     checked(config, stored)
     with medium(folder):
         folder.mkdir(parents=True, exist_ok=True)
