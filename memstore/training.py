@@ -24,6 +24,7 @@ from memstore.sae import weights
 from memstore.sae.config import SAEConfig
 from memstore.sae.encode import SAE
 from memstore.sae.measure import Measures, held_out_rows, measure
+from memstore.sae.schedule import SEEDS
 from memstore.types import Embedder, Float32
 
 if TYPE_CHECKING:
@@ -46,6 +47,10 @@ class Split:
     share: float = 0.05
     near: float = NEAR_COPY
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.share <= 1 and -1 <= self.near <= 2 and 0 <= self.seed < SEEDS):
+            raise InvalidInput(f"not a split: {self}")
 
     def held_out(self, vectors: Float32) -> NDArray[np.bool_]:
         """Return the mask of held-out rows; a pure function of vectors and settings."""
@@ -217,11 +222,9 @@ def split_of(folder: Path) -> tuple[Split, str | None]:
     """Return what an SAE's training held out, of which texts. Raises ``InvalidWeights``."""
     settings = weights.read_json(folder / TRAINING)
     try:
-        split, texts = Split(**settings["split"]), settings.get("texts")
-        split.held_out(np.eye(2, dtype=np.float32))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return Split(**settings["split"]), settings.get("texts")
+    except (KeyError, TypeError, AttributeError, InvalidInput) as error:
         raise InvalidWeights(f"{folder / TRAINING} does not say what was held out") from error
-    return split, texts
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

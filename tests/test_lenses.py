@@ -77,25 +77,30 @@ def test_five_neurons_tell_each_sample_category(narratives):
             assert (lens.by, lens.category) == ("dense", lens.name)
 
 
-def test_a_lens_tells_narratives_it_never_saw():
-    """Learned in a store of four fifths; what it scores for the rest is judged by scikit-learn."""
+def test_a_lens_tells_narratives_it_never_saw(narratives):
+    """Learned in a store of four fifths; what it scores for the rest is judged by scikit-learn.
+
+    Every narrative is in the rest once: one fifth alone says as much of the draw as of the lenses.
+    """
     rows = json.loads(layout.NARRATIVES.read_text("utf-8"))
-    order = np.random.default_rng(5).permutation(len(rows))
-    apart = set(order[: len(rows) // 5].tolist())
-    with MemoryStore.open(":memory:") as store:
-        store.insert_many([row for i, row in enumerate(rows) if i not in apart])
-        for category in CATEGORIES:
-            store.lenses.learn(category)
-        last = max(memory.id for memory in store)
-        store.insert_many([rows[i] for i in sorted(apart)])
-        found = []
-        for category in CATEGORIES:
-            new = {"id": {"$gt": last}}
-            hits = store.composite(category, k=len(apart), where=new, min_score=None)
-            assert len(hits) == len(apart)
-            inside = [hit.category == category for hit in hits]
-            found.append(roc_auc_score(inside, hits.scores))
-    assert np.mean(found) >= 0.85, found
+    with MemoryStore.open(narratives, mode="r") as store:
+        vectors = np.concatenate([part for _, part in store.iter_vectors()])
+    found = []
+    for apart in np.array_split(np.random.default_rng(5).permutation(len(rows)), 5):
+        known = np.setdiff1d(np.arange(len(rows)), apart)
+        with MemoryStore.open(":memory:") as store:
+            for part in (known, apart):
+                store.insert_many([rows[i] for i in part], vectors=vectors[part])
+                if part is known:
+                    for category in CATEGORIES:
+                        store.lenses.learn(category)
+            new = {"id": {"$gt": len(known)}}
+            for category in CATEGORIES:
+                hits = store.composite(category, k=len(apart), where=new, min_score=None)
+                assert len(hits) == len(apart)
+                inside = [hit.category == category for hit in hits]
+                found.append(roc_auc_score(inside, hits.scores))
+    assert np.mean(found) >= 0.9, found
 
 
 def test_the_weights_are_scikit_learn_s():

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from memstore.cli.lab import cache_option, embed, embedder_option, field_option, read_texts
+from memstore.cli.lab import (
+    cache_option,
+    embed,
+    embedder_option,
+    field_option,
+    read_texts,
+    text_of,
+)
 from memstore.cli.options import json_option
 from memstore.cli.output import print_facts, print_json
 from memstore.errors import InvalidFile, InvalidInput, MissingExtra, brief
@@ -23,8 +30,6 @@ if TYPE_CHECKING:
     from memstore.evaluation import Evaluation, Labelled
 
 T = TypeVar("T")
-#: What the tables call what no SAE is.
-BASELINES = ("raw dimensions", "PCA")
 PAGE, FIGURES = "evaluation.md", "evaluation.json"
 
 
@@ -117,9 +122,11 @@ def evaluate_command(
 
 def by_name(what: str, given: Iterable[tuple[str, T]]) -> dict[str, T]:
     """Return what is given by its name in the tables. Raises ``InvalidInput`` for a name twice."""
+    from memstore.evaluation import PCA, RAW
+
     found: dict[str, T] = {}
     for name, one in given:
-        if name in found or name in BASELINES:
+        if name in found or name in (RAW, PCA):
             raise InvalidInput(f"{what}: two have the same name, {name!r}: rename one")
         found[name] = one
     return found
@@ -156,13 +163,13 @@ def read_labelled(given: str, text: str, embedded: Any) -> tuple[str, Labelled]:
         raise InvalidInput(f"--labelled {given!r}: write it like --labelled notes.jsonl:label")
     texts, labels, known = [], [], set()
     for row in read_rows(file, None, text):
-        own = row.get(name)
+        own, given_text = row.get(name), text_of(file, row, text)
         # A text once more, in the other part of a split, would be known there.
-        words = " ".join(str(row[text]).casefold().split())
+        words = " ".join(given_text.casefold().split())
         if own is None or own == "" or words in known:
             continue
         known.add(words)
-        texts.append(str(row[text]))
+        texts.append(given_text)
         labels.append(frozenset(map(str, own if isinstance(own, list) else [own])))
     if not texts:
         raise InvalidFile(f"{file}: no row has a field {name!r}: name the one with the label")

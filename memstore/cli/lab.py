@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -18,17 +18,6 @@ from memstore.sae.measure import Measures
 from memstore.tables import shown
 from memstore.types import Float32
 
-#: Options that a TrainConfig is made of.
-SCHEDULE = (
-    "epochs",
-    "batch",
-    "sparsity",
-    "learning_rate",
-    "frozen_decoder",
-    "patience",
-    "seed",
-    "device",
-)
 F = TypeVar("F", bound=Callable[..., Any])
 COUNT = click.IntRange(1)
 
@@ -51,14 +40,19 @@ def read_texts(files: tuple[str, ...], text: str, category: str) -> tuple[list[s
     texts, categories = [], []
     for file in files:
         for row in read_rows(file, None, text):
-            if not isinstance(row[text], str):
-                raise InvalidFile(f"{file}: {brief(row[text])} is no text: leave the row out")
-            texts.append(row[text])
+            texts.append(text_of(file, row, text))
             given = row.get(category)
             categories.append("" if given is None else str(given))
     if not texts:
         raise InvalidFile(f"{', '.join(files)}: there is no text in it")
     return texts, categories
+
+
+def text_of(file: str, row: Mapping[str, Any], field: str) -> str:
+    """Return the text of a row of a file. Raises ``InvalidFile`` for what is none."""
+    if not isinstance(row[field], str):
+        raise InvalidFile(f"{file}: {brief(row[field])} is no text: leave the row out")
+    return str(row[field])
 
 
 def embed(texts: list[str], embedder: str | None, cache: Path) -> Float32:
@@ -214,14 +208,13 @@ def train_command(
 
     require_torch(chosen["device"])  # before minutes of embedding
     require_folder(out)
-    schedule = TrainConfig(**{name: chosen.pop(name) for name in SCHEDULE})
-
+    architecture, neurons = chosen.pop("architecture"), chosen.pop("neurons")
+    k, event_size = chosen.pop("k"), chosen.pop("event_size")
+    schedule = TrainConfig(**chosen)
     texts, categories = read_texts(files, text, category)
     by_category = read_weights(weigh)
     given = row_weights(categories, by_category) if by_category else None
     vectors = embed(texts, embedder, cache)
-    architecture, neurons = chosen.pop("architecture"), chosen.pop("neurons")
-    k, event_size = chosen.pop("k"), chosen.pop("event_size")
     config = SAEConfig(
         architecture,
         vectors.shape[1],

@@ -33,8 +33,8 @@ class Measures:
     readout_fvu: float | None
     """The same for a linear map from activations to vectors (ridge), fitted to every other one of
     ``READOUT_ROWS`` rows and measured on those between: one axis for architectures of any decoder,
-    at the same rows and neurons. It says at most how well vectors can be read out: fitted to few
-    rows a neuron, it does worse than the decoder that comes with an SAE. None below four rows."""
+    at the same rows and neurons. An upper bound: fitted to few rows a neuron, it is higher than
+    that of the decoder that comes with an SAE. None below four rows."""
     l0: float
     """Mean number of neurons that fire for a vector."""
     dead: int
