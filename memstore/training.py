@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,11 +25,12 @@ from memstore.sae.config import SAEConfig
 from memstore.sae.encode import SAE
 from memstore.sae.measure import Measures, held_out_rows, measure
 from memstore.sae.schedule import SEEDS
-from memstore.types import Embedder, Float32
+from memstore.types import Embedder, Float32, Int64
 
 if TYPE_CHECKING:
     from memstore.sae.schedule import TrainConfig
 
+T = TypeVar("T")
 CHUNK = 8_192
 #: Rows held out: FVU has no value for one alone.
 FEWEST_HELD_OUT = 2
@@ -97,24 +98,20 @@ def train(  # noqa: PLR0913 - two more than a trainer: where to, and how exactly
     dtype: type[np.floating],
     *,
     weigh: Float32 | None = None,
+    repeat: Int64 | None = None,
     base: Path | None = None,
     texts: str | None = None,
 ) -> Measures:
     """Train an SAE and write its folder; returns its measures on the held-out rows.
 
     ``out`` gets weights, config, measures and training settings; checkpoints and the log lie in
-    OUT.work. ``weigh``, (n, 2), weighs each row's reconstruction and sparsity; ``base`` are
-    weights to start from, ``texts`` is the ``text_digest`` of what the vectors are of. Raises
+    OUT.work. ``weigh``, (n, 2), weighs each row's reconstruction and sparsity; ``repeat``, (n,),
+    says how many times an epoch goes through it (rows held out count once); ``base`` are weights to
+    start from, ``texts`` is the ``text_digest`` of what the vectors are of. Raises
     ``MissingExtra`` without torch, ``InvalidInput`` for too few rows, ``InvalidWeights`` for a base
     that does not fit.
     """
-    if len(vectors) < FEWEST:
-        raise InvalidInput(f"{len(vectors)} texts are too few to train on: at least {FEWEST}")
-    if config.architecture == "sparse_memory" and (vectors.min() < 0 or vectors.max() > 1):
-        raise InvalidInput(
-            f"sparse_memory decodes to 0..1, and these vectors go from {vectors.min():.2f} to "
-            f"{vectors.max():.2f}: take sparse_memory_text, or scale them (docs/encoder.md)"
-        )
+    require_enough(vectors, config)
     require_torch(schedule.device)
     out = out.resolve()
     require_folder(out)
@@ -123,12 +120,14 @@ def train(  # noqa: PLR0913 - two more than a trainer: where to, and how exactly
     held_out = split.held_out(vectors)
     if np.count_nonzero(held_out) < FEWEST_HELD_OUT or not np.ptp(vectors[held_out], axis=0).any():
         raise InvalidInput("the texts are near copies of one another: none is left to measure on")
+    rows = np.flatnonzero(~held_out)
+    seen = rows if repeat is None else np.repeat(rows, repeat[rows])
     trainer = Trainer(
-        vectors[~held_out],
+        vectors[seen],
         config,
         schedule,
         out.with_name(out.name + WORK),
-        row_weights=None if weigh is None else weigh[~held_out],
+        row_weights=None if weigh is None else weigh[seen],
         base=None if base is None else weights.load(base)[1],
         held_out=vectors[held_out],
     )
@@ -141,10 +140,22 @@ def train(  # noqa: PLR0913 - two more than a trainer: where to, and how exactly
         (out / name).unlink(missing_ok=True)
     # Measured as it ships: after rounding to the stored type.
     result = measure(SAE.load(out), vectors[held_out])
-    settings = {"split": vars(split), "schedule": vars(schedule), "rows": int((~held_out).sum())}
-    write_json(out / TRAINING, {**settings, "texts": texts})
+    counts = {"rows": len(rows), "rows_an_epoch": len(seen)}
+    settings = {"split": vars(split), "schedule": vars(schedule), **counts, "texts": texts}
+    write_json(out / TRAINING, settings)
     write_json(out / METRICS, result.to_dict())
     return result
+
+
+def require_enough(vectors: Float32, config: SAEConfig) -> None:
+    """Raise ``InvalidInput`` for vectors too few to train on, or out of an architecture's range."""
+    if len(vectors) < FEWEST:
+        raise InvalidInput(f"{len(vectors)} texts are too few to train on: at least {FEWEST}")
+    if config.architecture == "sparse_memory" and (vectors.min() < 0 or vectors.max() > 1):
+        raise InvalidInput(
+            f"sparse_memory decodes to 0..1, and these vectors go from {vectors.min():.2f} to "
+            f"{vectors.max():.2f}: take sparse_memory_text, or scale them (docs/encoder.md)"
+        )
 
 
 def text_digest(texts: Sequence[str]) -> str:
@@ -181,11 +192,23 @@ def row_weights(categories: Sequence[str], weigh: Mapping[str, tuple[float, floa
 
     Raises ``InvalidInput`` for a category that no row has.
     """
-    if unknown := set(weigh) - set(categories):
+    return np.array(by_category(categories, weigh, (1.0, 1.0)), dtype=np.float32)
+
+
+def row_repeats(categories: Sequence[str], repeat: Mapping[str, int]) -> Int64:
+    """Return how many times an epoch goes through each row, once for categories not named.
+
+    Raises ``InvalidInput`` for a category that no row has.
+    """
+    return np.array(by_category(categories, repeat, 1), dtype=np.int64)
+
+
+def by_category(categories: Sequence[str], given: Mapping[str, T], default: T) -> list[T]:
+    """Return what is given for each row's category. Raises ``InvalidInput`` for unknown ones."""
+    if unknown := set(given) - set(categories):
         known = ", ".join(sorted(set(categories))[:10])
         raise InvalidInput(f"no text has the category {min(unknown)!r}: there are {known}")
-    pairs = [weigh.get(category, (1.0, 1.0)) for category in categories]
-    return np.array(pairs, dtype=np.float32)
+    return [given.get(category, default) for category in categories]
 
 
 def held_out_of(folder: Path, vectors: Float32, texts: str) -> NDArray[np.bool_]:

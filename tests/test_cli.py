@@ -382,8 +382,24 @@ def test_training_from_the_shell_makes_an_encoder_that_works(tmp_path):
     out, samples = tmp_path / "sae", ROOT / "memstore" / "samples" / "narratives.json"
     options = ("--cache", tmp_path / "cache", "--json")
     trained = memstore(
-        "train", samples, "--out", out, "--neurons", 40, "-k", 5, "--epochs", 20, *options
+        "train",
+        samples,
+        "--out",
+        out,
+        "--neurons",
+        40,
+        "-k",
+        5,
+        "--epochs",
+        20,
+        "--repeat",
+        "Routine=2",
+        *options,
     )
+    for wrong in ("Routine=0", "Routine=x", "Holiday=2"):
+        refused = memstore("train", samples, "--out", out, "--repeat", wrong, *options, ok=False)
+        assert "Traceback" not in refused.stderr
+        assert wrong.split("=")[0] in refused.stderr.splitlines()[-1]
     evaluated = memstore("evaluate", out, samples, "--held-out", *options)
     assert json.loads(trained.stdout) == json.loads(evaluated.stdout)["measures"]["sae"]
     memstore("init", tmp_path / "own.db", "--sae", out)

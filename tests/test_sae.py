@@ -245,6 +245,30 @@ def test_a_run_that_diverges_stops_and_spares_older_weights(vectors, tmp_path):
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before
 
 
+def test_rows_of_a_category_are_gone_through_more_often(vectors, tmp_path):
+    """The same weights as of vectors written out so often; what is held out counts once."""
+    categories = ["rare" if row % 7 == 0 else "common" for row in range(len(vectors))]
+    repeat = training.row_repeats(categories, {"rare": 3})
+    short = replace(SCHEDULE, epochs=2)
+    args = (short, training.Split(), tmp_path / "sae", np.float32)
+    result = training.train(vectors, CONFIG, *args, repeat=repeat)
+    held_out = held_out_rows(vectors, 0.05, training.NEAR_COPY, 0)
+    written_out = [
+        vectors[row]
+        for row in range(len(vectors))
+        if not held_out[row]
+        for _ in range(3 if row % 7 == 0 else 1)
+    ]
+    other = Trainer(np.array(written_out), CONFIG, short, tmp_path / "run").run().tensors()
+    _, saved = weights.load(tmp_path / "sae")
+    assert all(np.array_equal(saved[name], other[name]) for name in other)
+    settings = json.loads((tmp_path / "sae" / training.TRAINING).read_text())
+    assert settings["rows_an_epoch"] == len(written_out) > settings["rows"]
+    assert result == measure(SAE.load(tmp_path / "sae"), vectors[held_out])
+    with pytest.raises(InvalidInput, match="no text has the category 'often'"):
+        training.row_repeats(categories, {"often": 2})
+
+
 @pytest.mark.parametrize("out", ["/", "file/x"])
 def test_where_no_folder_can_be_is_said_first(out, tmp_path):
     (tmp_path / "file").write_text("")

@@ -74,6 +74,17 @@ def read_weights(weigh: tuple[str, ...]) -> dict[str, tuple[float, float]]:
     return found
 
 
+def read_repeats(repeat: tuple[str, ...]) -> dict[str, int]:
+    """Return ``{category: times an epoch goes through it}`` of CATEGORY=N options."""
+    found = {}
+    for given in repeat:
+        match = re.fullmatch(r"(.+)=0*([1-9][0-9]{0,2})", given, re.DOTALL)
+        if match is None:
+            raise InvalidInput(f"--repeat {given!r}: write it like --repeat Routine=3, 999 at most")
+        found[match[1]] = int(match[2])
+    return found
+
+
 def print_measures(result: Measures, *, as_json: bool) -> None:
     """Print measures."""
     if as_json:
@@ -171,6 +182,12 @@ def schedule_options(command: F) -> F:
     metavar="CATEGORY=R:S",
     help="Weights of a category's reconstruction and sparsity, in sparse_memory_text.",
 )
+@click.option(
+    "--repeat",
+    multiple=True,
+    metavar="CATEGORY=N",
+    help="Go through the texts of a category N times in each epoch.",
+)
 @click.option("--category", default="category", show_default=True, help="Field with the category.")
 @click.option("--float16", is_flag=True, help="Store weights in half the space, for shipping.")
 @field_option
@@ -182,6 +199,7 @@ def train_command(
     out: Path,
     base: Path | None,
     weigh: tuple[str, ...],
+    repeat: tuple[str, ...],
     category: str,
     float16: bool,
     text: str,
@@ -201,6 +219,7 @@ def train_command(
         Split,
         require_folder,
         require_torch,
+        row_repeats,
         row_weights,
         text_digest,
         train,
@@ -212,8 +231,8 @@ def train_command(
     k, event_size = chosen.pop("k"), chosen.pop("event_size")
     schedule = TrainConfig(**chosen)
     texts, categories = read_texts(files, text, category)
-    by_category = read_weights(weigh)
-    given = row_weights(categories, by_category) if by_category else None
+    weights = row_weights(categories, read_weights(weigh)) if weigh else None
+    repeats = row_repeats(categories, read_repeats(repeat)) if repeat else None
     vectors = embed(texts, embedder, cache)
     config = SAEConfig(
         architecture,
@@ -230,7 +249,8 @@ def train_command(
         Split(),
         out,
         dtype,
-        weigh=given,
+        weigh=weights,
+        repeat=repeats,
         base=base,
         texts=text_digest(texts),
     )
