@@ -30,7 +30,7 @@ def main() -> None:
     """Print a line a code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("labelled", metavar="FILE:FIELD")
-    parser.add_argument("--splits", type=int, default=6)
+    parser.add_argument("--splits", type=int, default=probing.SPLITS)
     parser.add_argument("--sae", type=Path, action="append")
     parser.add_argument("--cache", type=Path, default=Path("build/vectors"))
     arguments = parser.parse_args()

@@ -94,9 +94,12 @@ def evaluate(
 ) -> Evaluation:
     """Return the evaluation of ``saes``, the first the one in question, on (n, d) unit vectors."""
     labelled, judged = labelled or {}, judged or {}
-    tasks = {texts: list(probing.tasks(given.labels)) for texts, given in labelled.items()}
-    for texts, asked in tasks.items():
-        if not asked:
+    tasks = {
+        texts: [list(probing.tasks(given.labels, seed)) for seed in range(probing.SPLITS)]
+        for texts, given in labelled.items()
+    }
+    for texts, splits in tasks.items():
+        if not splits[0]:
             raise InvalidInput(
                 f"{texts}: no label has {probing.FEWEST} texts, and as many without: leave it out"
             )
@@ -116,12 +119,12 @@ def evaluate(
     separated: dict[str, dict[str, float]] = {}
     neurons: dict[str, dict[str, probing.Separation]] = {}
     for texts, given in labelled.items():
-        asked = tasks[texts]
+        first, asked = tasks[texts][0], [task for split in tasks[texts] for task in split]
         probed[texts], separated[texts] = {}, {}
         for code, values in codes(saes, vectors, given.vectors):
             sizes = (*probing.SIZES, None) if code == RAW else probing.SIZES
             probed[texts][code] = probing.probing(values, asked, sizes)
-            found = [probing.separation(values, task) for task in asked]
+            found = [probing.separation(values, task) for task in first]
             separated[texts][code] = float(np.mean([one.auc for one in found]))
             if code == next(iter(saes)):
                 neurons[texts] = {one.label: one for one in found}

@@ -1,11 +1,12 @@
-"""Collect the texts that may train weights which ship: ``shared/data`` -> two JSONL files.
+"""Collect the texts that may train weights which ship: ``shared/data`` -> three JSONL files.
 
 A source is let in by its licence, as its SOURCE.md states it. What states none stays out, as does
 what is restricted to research or to non-commercial use, also where that holds for a part of it. A
 sample of what stayed out goes into a second file, which measures the SAE on sources it never saw.
+The texts written for memstore (``scripts/written``) make a third.
 
     python scripts/licensed_texts.py ../shared/data --out build/texts
-    # build/texts/train.jsonl  build/texts/unseen.jsonl
+    # build/texts/train.jsonl  build/texts/unseen.jsonl  build/texts/written.jsonl
 """
 
 import argparse
@@ -58,6 +59,7 @@ LICENSED = {
     "wordnet_definition": "WordNet 3.0 licence",
     "wordnet_example": "WordNet 3.0 licence",
 }
+WRITTEN = Path(__file__).parent / "written"
 UNSEEN_ROWS = 20_000
 SEED = 20_261
 
@@ -89,7 +91,14 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     write(arguments.out / "train.jsonl", train)
     write(arguments.out / "unseen.jsonl", shuffle.sample(unseen, UNSEEN_ROWS))
-    print(f"{len(train)} training texts, {UNSEEN_ROWS} of {len(unseen)} unseen ones")  # noqa: T201 - a script reports on stdout
+    written = [
+        {"text": line, "source": path.stem}
+        for path in sorted(WRITTEN.glob("*.txt"))
+        for line in path.read_text("utf-8").splitlines()
+    ]
+    write(arguments.out / "written.jsonl", written)
+    counts = f"{len(train)} and {len(written)} training texts"
+    print(f"{counts}, {UNSEEN_ROWS} of {len(unseen)} unseen ones")  # noqa: T201 - a script reports on stdout
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from memstore import training
 from memstore.cli import cli
 from memstore.cli.evaluation import read_judged
 from memstore.errors import InvalidFile
+from memstore.evaluation import Labelled, evaluate
 from memstore.neurons.cohesion import TEXTS, cohesion
 from memstore.neurons.match import match
 from memstore.sae import probing, weights
@@ -23,6 +24,7 @@ from memstore.sae.retrieval import judged, ndcg, retrieval
 from memstore.tables import markdown
 
 pytest.importorskip("sklearn", reason="evaluating needs the train extra")
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import ndcg_score
 
 D, N, K = 12, 30, 4
@@ -125,6 +127,23 @@ def test_a_probe_finds_the_column_that_tells():
     assert 0.4 < probing.probing(silent, asked)["1"] < 0.6
     low = np.delete(values, 7, axis=1)
     assert probing.separation(low, asked[0]).auc > 0.85
+
+
+def test_an_evaluation_takes_the_mean_of_six_splits():
+    """Of one dimension, on which scikit-learn's threshold is found by a plain regression."""
+    values, labels = labelled(count=400)
+    one = values[:, :D] * (np.arange(D) == 11)  # tells, and errs, in each split otherwise
+    found = evaluate({"sae": random_sae()}, unit(random_unit(200)), {"t": Labelled(one, labels)})
+    accuracies = []
+    for seed in range(6):
+        for task in probing.tasks(labels, seed):
+            train, test = one[task.train, 11], one[task.test, 11]
+            scale = train.std()
+            model = LogisticRegression().fit(train[:, None] / scale, task.has[task.train])
+            accuracies.append(model.score(test[:, None] / scale, task.has[task.test]))
+    assert len(accuracies) == 12
+    assert np.std(accuracies) > 0
+    assert found.probes["t"]["raw dimensions"]["1"] == pytest.approx(np.mean(accuracies), abs=2e-3)
 
 
 def test_labels_of_few_texts_are_left_out():

@@ -3,7 +3,8 @@
 The protocol of SAEBench (Karvonen et al., arXiv 2503.09532), after Gurnee et al. (arXiv
 2305.01610): for each label against the rest, on as many texts with it as without, the k columns of
 largest difference of means on the training part, a logistic regression on them, accuracy on the
-other part. Chance is one half.
+other part. Chance is one half. One random split moves a mean over labels by as much as codes
+differ, so that several are taken.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ MOST = 2_500
 #: A label of fewer texts than this tells nothing.
 FEWEST = 60
 TEST_SHARE = 0.2
+#: Random splits that an evaluation takes the mean of.
+SPLITS = 6
 #: Columns looked at in turn by one fit; a probe of all columns is stopped there.
 ITERATIONS = 300
 #: Columns whose AUC is looked at.
