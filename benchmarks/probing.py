@@ -23,8 +23,6 @@ from memstore.sae import probing
 from memstore.sae.encode import SAE
 from memstore.sae.measure import stored
 
-SIZES = (1, 2, 5)
-
 
 def main() -> None:
     """Print a line a code."""
@@ -44,9 +42,9 @@ def main() -> None:
     splits = [list(probing.tasks(given.labels, seed)) for seed in range(arguments.splits)]
     print("| code | 1 column | 2 columns | 5 columns | 5, less raw |")
     print("|---|---|---|---|---|")
-    raw = np.zeros((len(splits), len(SIZES)))
+    raw = np.zeros((len(splits), len(probing.SIZES)))
     for name, values in codes.items():
-        found = np.array([list(probing.probing(values, tasks, SIZES).values()) for tasks in splits])
+        found = np.array([list(probing.probing(values, tasks).values()) for tasks in splits])
         raw = found if name == RAW else raw
         less = (found - raw)[:, -1]
         error = less.std(ddof=1) / np.sqrt(len(less))

@@ -133,7 +133,7 @@ def test_an_evaluation_takes_the_mean_of_six_splits():
     """Of one dimension, on which scikit-learn's threshold is found by a plain regression."""
     values, labels = labelled(count=400)
     one = values[:, :D] * (np.arange(D) == 11)  # tells, and errs, in each split otherwise
-    found = evaluate({"sae": random_sae()}, unit(random_unit(200)), {"t": Labelled(one, labels)})
+    found = evaluate({"sae": random_sae()}, random_unit(200), {"t": Labelled(one, labels)})
     accuracies = []
     for seed in range(6):
         for task in probing.tasks(labels, seed):
