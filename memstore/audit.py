@@ -35,6 +35,8 @@ NEWEST = 0.1
 NEAR, ALIKE = NEAR_COPY, 3
 #: Pairs of near-copies told, and candidates looked at.
 PAIRS, CANDIDATES = 20, 1_000
+#: Times that a pair may be found, by each neuron they can do without.
+MANY = 32
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Audit:
     new: tuple[Told, ...]
     """What fires strongly for the tenth stored last and never did before."""
     copies: tuple[tuple[int, int, float], ...]
-    """(id, other id, cosine) of near-copies: the same strong neurons, cosine 0.95 or more."""
+    """(id, other id, cosine) of near-copies: cosine 0.95 or more, strong neurons nearly the same."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -196,18 +198,8 @@ def newest_of(strong: tuple[Int64, Int64], total: int, counts: Int64) -> list[Fo
 def near_copies(
     view: View, ids: Int64, strong: tuple[Int64, Int64]
 ) -> Iterator[tuple[int, int, float]]:
-    """Yield near-copies: memories of the same strong neurons, three or more, and cosine 0.95."""
-    rows, neurons = strong
-    if not len(rows):
-        return
-    marks = np.random.default_rng(0).integers(1, 2**62, int(neurons.max()) + 1)
-    starts = np.flatnonzero(np.r_[True, rows[1:] != rows[:-1]])
-    sums = np.add.reduceat(marks[neurons], starts)
-    many = np.diff(np.r_[starts, len(rows)]) >= ALIKE
-    own, sums = rows[starts][many], sums[many]
-    order = np.argsort(sums, kind="stable")
-    same = np.flatnonzero(sums[order][1:] == sums[order][:-1])[:CANDIDATES]
-    pairs = np.column_stack([ids[own[order[same]]], ids[own[order[same + 1]]]])
+    """Yield near-copies: cosine 0.95, and strong neurons alike but for one on either side."""
+    pairs = ids[nearly_alike(*strong)]
     record = view.encoder
     found, vectors = traces.vectors_by_ids(
         view.connection, record.id, np.unique(pairs).tolist(), record.dimension
@@ -215,7 +207,35 @@ def near_copies(
     place = {id: at for at, id in enumerate(found)}
     told = 0
     for one, other in sorted(map(tuple, pairs.tolist())):
+        if one not in place or other not in place:
+            continue  # of a damaged store, whose vectors `check` misses
         cosine = float(vectors[place[one]] @ vectors[place[other]])
         if cosine >= NEAR and told < PAIRS:
             told += 1
             yield one, other, min(cosine, 1.0)
+
+
+def nearly_alike(rows: Int64, neurons: Int64) -> Int64:
+    """Return (p, 2) rows of the same neurons but for one on either side, most in common first.
+
+    Sets are compared by sums of random marks: each set's, and with any one neuron left out, for a
+    word more or less moves an activation over the line. Of those that fall on one sum, each is
+    compared with the next alone.
+    """
+    if not len(rows):
+        return np.empty((0, 2), dtype=np.int64)
+    marks = np.random.default_rng(0).integers(1, 2**62, int(neurons.max()) + 1)
+    starts = np.flatnonzero(np.r_[True, rows[1:] != rows[:-1]])
+    sums = np.add.reduceat(marks[neurons], starts)
+    sizes = np.diff(np.r_[starts, len(rows)])
+    own = np.repeat(np.arange(len(starts)), sizes)
+    keys = np.concatenate([sums, sums[own] - marks[neurons]])
+    owners = np.concatenate([np.arange(len(starts)), own])
+    common = np.concatenate([sizes, sizes[own] - 1])
+    keys, owners, common = (values[common >= ALIKE] for values in (keys, owners, common))
+    order = np.argsort(keys, kind="stable")
+    same = np.flatnonzero(keys[order][1:] == keys[order][:-1])
+    pairs = np.sort(np.column_stack([owners[order[same]], owners[order[same + 1]]]), axis=1)
+    best = np.lexsort((pairs[:, 1], pairs[:, 0], -common[order[same]]))[: CANDIDATES * MANY]
+    _, first = np.unique(pairs[best], axis=0, return_index=True)
+    return rows[starts][pairs[best][np.sort(first)[:CANDIDATES]]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from memstore import MemoryStore
+from memstore import MemoryStore, layout
 from memstore.audit import benjamini_hochberg, z_test
 from memstore.errors import InvalidQuery
 
@@ -130,6 +131,33 @@ def test_near_copies_are_found(narrative_store, tmp_path, narratives):
         [(one, other, cosine)] = store.audit().copies
     assert (one, other) == (17, 121)
     assert 0.95 <= cosine <= 1
+
+
+def test_near_copies_may_differ_in_a_neuron(tmp_path, narratives):
+    """Forty texts, twelve of them again with another word; pairs as brute force finds them."""
+    texts = [row["text"] for row in narratives[:40]]
+    texts += [text.replace(" the ", " that ", 1) for text in texts if " the " in text][:12]
+    with MemoryStore.open(tmp_path / "copies.db") as store:
+        store.insert_many(texts)
+        dense = store.traces().to_dense()
+        lines = layout.DICTIONARY.read_text("utf-8").splitlines()[1:]
+        known = {row["neuron"]: row.get("top") or 0.0 for row in map(json.loads, lines)}
+        tops = np.array([known.get(neuron, 0.0) for neuron in range(dense.shape[1])])
+        strong = (dense > 0) & (dense >= 0.4 * np.maximum(dense.max(axis=0), tops) - 1e-12)
+        vectors = np.concatenate([part for _, part in store.iter_vectors()])
+        found = {(one, other) for one, other, _ in store.audit().copies}
+        with store._database.driver() as raw:  # a vector is lost: the others are still found
+            raw.execute("DELETE FROM vector WHERE memory_id = ?", (lost := min(found)[0],))
+        left = {(one, other) for one, other, _ in store.audit().copies}
+    expected, differing = set(), 0
+    for (i, one), (j, other) in itertools.combinations(enumerate(strong), 2):
+        more, less, both = ((a & b).sum() for a, b in ((one, ~other), (~one, other), (one, other)))
+        if max(more, less) <= 1 and both >= 3 and vectors[i] @ vectors[j] >= 0.95:
+            expected.add((i + 1, j + 1))
+            differing += bool(more or less)
+    assert found == expected
+    assert left == {pair for pair in expected if lost not in pair} < expected
+    assert 0 < differing < len(expected)
 
 
 def test_an_empty_store_and_a_wrong_word(store):
