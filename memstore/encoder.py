@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from memstore import layout
 from memstore.core.vectors import unit_vectors
 from memstore.errors import RENEW, EncoderMismatch, InvalidWeights, brief
-from memstore.types import Embedder, Float32, Traces
+from memstore.types import Embedder, Float32, Trace, Traces
 
 if TYPE_CHECKING:
     from memstore.catalog.neurons import EncoderRecord
@@ -138,6 +138,10 @@ class Encoder:
     def traces(self, vectors: Float32) -> Traces:
         """Return the traces of (n, d) unit vectors; rows are numbered from 0."""
         return self.sae.encode(vectors)
+
+    def question(self, vector: Float32) -> Trace:
+        """Return the trace of a question, a (d,) unit vector: of more neurons than one stored."""
+        return self.sae.encode(vector[None], wide=True)[0]
 
 
 def embedder_config(name: str | None) -> dict[str, Any]:

@@ -235,7 +235,7 @@ class Searcher:
         encoder = self.load_encoder(record)
         began = time.perf_counter()
         vectors = encoder.vectors([text])
-        trace = None if by == "dense" else encoder.traces(vectors)[0]
+        trace = None if by == "dense" else encoder.question(vectors[0])
         steps = getattr(self._watched, "steps", None)
         if steps is not None:
             elapsed = 1e3 * (time.perf_counter() - began)

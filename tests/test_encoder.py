@@ -317,3 +317,32 @@ def test_the_other_shipped_sae_goes_by_its_name(tmp_path):
         assert store.search("morning", 1, by="trace")[0].id == 1
     with pytest.raises(InvalidWeights, match="no weights at sae-9"):
         Encoder.of(sae="sae-9")
+
+
+def test_a_search_by_trace_asks_with_more_neurons_than_a_memory_keeps(narrative_store):
+    """The formula of docs/queries.md in float64: 96 neurons of the question, 32 of each memory."""
+    asked = [
+        "a death in the family",
+        "Tea, and the same chair as always.",
+        "lost in a strange city",
+    ]
+    with MemoryStore.open(narrative_store, mode="r") as store:
+        sae, held = Encoder.default().sae, store.traces()
+        roots = np.sqrt(held.to_dense().astype(np.float64))
+        idf = np.log((1 + len(roots)) / (1 + (roots > 0).sum(axis=0))) + 1
+        tensors = {name: tensor.astype(np.float64) for name, tensor in sae.tensors.items()}
+        for text in asked:
+            [vector] = Encoder.default().vectors([text])
+            fired = tensors["encoder.weight"] @ (vector - tensors["decoder.bias"])
+            fired = np.maximum(fired + tensors["encoder.bias"], 0)
+            fired[np.argsort(fired)[: -3 * sae.k]] = 0
+            question = fired * idf
+            lengths = np.linalg.norm(question) * np.linalg.norm(roots, axis=1)
+            scores = roots @ question / lengths
+            hits = store.search(text, k=20, by="trace")
+            best = np.argsort(-scores, kind="stable")[:20]
+            assert hits.scores == pytest.approx(scores[best], abs=1e-3)
+            assert [scores[held.ids.tolist().index(hit.id)] for hit in hits] == pytest.approx(
+                scores[best], abs=1e-3
+            )
+            assert sum(hits[0].parts.values()) == pytest.approx(hits[0].score, abs=1e-6)

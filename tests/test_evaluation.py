@@ -66,6 +66,9 @@ def test_every_scoring_is_what_its_formula_says():
     a, b = (sae.activations(v).astype(np.float16).astype(np.float64) for v in (texts, queries))
     idf = np.log((1 + 60) / (1 + (a > 0).sum(axis=0))) + 1
     decoder = sae.tensors["decoder.weight"].astype(np.float64)
+    centred = (queries - sae.tensors["decoder.bias"]).astype(np.float64)
+    wide = np.maximum(centred @ sae.tensors["encoder.weight"].T + sae.tensors["encoder.bias"], 0)
+    wide[wide < np.sort(wide, axis=1)[:, -3 * K, None]] = 0
     bias = sae.tensors["decoder.bias"]
     pairs = {
         "dense": (queries, texts),
@@ -73,6 +76,8 @@ def test_every_scoring_is_what_its_formula_says():
         "IDF": (b * idf, a * idf),
         "affinity": (b, np.sqrt(a)),
         "affinity, IDF": (b * idf, np.sqrt(a)),
+        "wide affinity": (wide, np.sqrt(a)),
+        "wide, IDF": (wide * idf, np.sqrt(a)),
         "reconstructed": (b @ decoder.T, a @ decoder.T),
         "asymmetric": (queries - bias, a @ decoder.T),
     }

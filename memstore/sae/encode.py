@@ -19,6 +19,8 @@ from memstore.types import Float32, Int64, Traces
 SMALL_PRODUCT = 1_000_000
 #: Rows and neurons by which it is tried whether BLAS sums every row alike.
 PROBED, PROBED_NEURONS = 600, 192
+#: How many times k neurons a question is asked by. Nobody stores it, so more of it can be heard.
+WIDE = 3
 #: Rows encoded at a time: pre-activations of 2,048 neurons take 16 MB.
 BATCH = 2048
 
@@ -86,10 +88,14 @@ class SAE:
         """Whether activations are the k largest of each vector."""
         return self.config.architecture in ("topk", "matryoshka")
 
-    def encode(self, vectors: Float32, ids: Int64 | None = None) -> Traces:
-        """Return the traces of (n, d) vectors, activations rounded to float16 as stored."""
+    def encode(self, vectors: Float32, ids: Int64 | None = None, *, wide: bool = False) -> Traces:
+        """Return the traces of (n, d) vectors, activations rounded to float16 as stored.
+
+        ``wide`` keeps ``WIDE`` times k neurons, for questions; the same where nobody chooses k.
+        """
+        k = WIDE * self.k if wide else self.k
         pages = [
-            self._page(vectors[start : start + BATCH])
+            self._page(vectors[start : start + BATCH], k)
             for start in range(0, max(len(vectors), 1), BATCH)
         ]
         joined = packed.concatenate(pages)
@@ -98,14 +104,14 @@ class SAE:
             numbers, joined.indptr, joined.neurons, joined.activations, self.config.neurons
         )
 
-    def _page(self, vectors: Float32) -> Traces:
+    def _page(self, vectors: Float32, k: int) -> Traces:
         """Return the traces of one page; for TopK without a dense matrix of activations."""
-        if not (self.chooses_k and 0 < self.k < self.config.neurons):
+        if not self.chooses_k:
             return packed.from_dense(self.activations(vectors))
         values = self._before_relu(vectors)
-        found = largest_entries(values, self.k)
+        found = largest_entries(values, k) if k < self.config.neurons else None
         if found is None:
-            return packed.from_dense(keep_largest(relu(values), self.k))
+            return packed.from_dense(keep_largest(relu(values), k))
         return packed.from_entries(*found, values.shape)
 
     def _before_relu(self, vectors: Float32) -> Float32:

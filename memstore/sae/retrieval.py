@@ -7,7 +7,9 @@ decoder W::
     cosine           cos(a_q, a_x)
     IDF              cos(w a_q, w a_x),  w_j = ln((1 + N) / (1 + df_j)) + 1
     affinity         cos(a_q, sqrt(a_x))
-    affinity, IDF    cos(w a_q, sqrt(a_x)): what ``by="trace"`` does
+    affinity, IDF    cos(w a_q, sqrt(a_x))
+    wide affinity    cos(b_q, sqrt(a_x)), b_q: the 3 k largest of the question instead of its k
+    wide, IDF        cos(w b_q, sqrt(a_x)): what ``by="trace"`` does
     reconstructed    cos(q_hat - b_d, x_hat - b_d)
     asymmetric       cos(q - b_d, x_hat - b_d): the question as it is, the memory by its trace
 """
@@ -83,6 +85,10 @@ def scorings(
     roots = unit_rows(np.sqrt(held))
     yield "affinity", asked, roots
     yield "affinity, IDF", asked * weights, roots
+    if sae.chooses_k:
+        wide = sae.encode(queries, wide=True).to_dense()
+        yield "wide affinity", wide, roots
+        yield "wide, IDF", wide * weights, roots
     if sae.config.architecture in PROTOTYPES:
         return  # which decode something else, or not linearly
     bias, decoder = sae.tensors["decoder.bias"], sae.tensors["decoder.weight"]

@@ -56,6 +56,8 @@ ENCODER = soak_encoder()
 UNITS = GRID / np.linalg.norm(GRID, axis=1, keepdims=True)
 STORED = UNITS.astype(np.float16).astype(np.float64)
 FIRED = ENCODER.traces(UNITS).to_dense().astype(np.float64)
+#: A text that asks is heard with more neurons than a memory keeps.
+ASKED = ENCODER.sae.encode(UNITS, wide=True).to_dense().astype(np.float64)
 
 
 def hurry(patch: Callable[[object, str, int], None], saved: int = 300) -> None:
@@ -160,7 +162,7 @@ class State:
     def trace(self, text: str) -> Marks:
         """Return the affinity of all that share a neuron, rare neurons weighing more."""
         fires = sum((FIRED[each] > 0 for each in self.classes), np.zeros(NEURONS))
-        asked = FIRED[class_of(text)] * (np.log((1 + len(self.texts)) / (1 + fires)) + 1)
+        asked = ASKED[class_of(text)] * (np.log((1 + len(self.texts)) / (1 + fires)) + 1)
         own = np.sqrt(FIRED)
         lengths = np.linalg.norm(own, axis=1) * np.linalg.norm(asked)
         scores = np.divide(own @ asked, lengths, out=np.zeros(CLASSES), where=lengths > 0)
