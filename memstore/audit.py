@@ -70,7 +70,7 @@ class Audit:
     new: tuple[Told, ...]
     """What fires strongly for the tenth stored last and never did before."""
     copies: tuple[tuple[int, int, float], ...]
-    """(id, other id, cosine) of near-copies: cosine 0.95 or more, strong neurons nearly the same."""
+    """(id, other id, cosine) of near-copies: cosine 0.95 or more, strong neurons nearly alike."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -238,4 +238,4 @@ def nearly_alike(rows: Int64, neurons: Int64) -> Int64:
     pairs = np.sort(np.column_stack([owners[order[same]], owners[order[same + 1]]]), axis=1)
     best = np.lexsort((pairs[:, 1], pairs[:, 0], -common[order[same]]))[: CANDIDATES * MANY]
     _, first = np.unique(pairs[best], axis=0, return_index=True)
-    return rows[starts][pairs[best][np.sort(first)[:CANDIDATES]]]
+    return np.asarray(rows[starts][pairs[best][np.sort(first)[:CANDIDATES]]])

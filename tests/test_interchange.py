@@ -46,9 +46,16 @@ def test_a_stock_sparse_encoder_gives_the_same_traces(exported, narratives):
     encoder = Encoder.default()
     theirs = SparseEncoder(str(exported), device="cpu").encode(texts, convert_to_tensor=True)
     theirs = theirs.to_dense().numpy()
-    ours = encoder.traces(encoder.vectors(texts)).to_dense()
-    assert np.array_equal(firing(theirs), firing(ours))
-    assert np.abs(theirs - ours).max() < 1e-3  # ours are float16, as stored
+    vectors = encoder.vectors(texts)
+    ours = encoder.traces(vectors).to_dense()
+    # Two sums in float32 may order differently what is equal to their last digit, and nothing else.
+    tensors = {name: tensor.astype(np.float64) for name, tensor in encoder.sae.tensors.items()}
+    exact = (vectors - tensors["decoder.bias"]) @ tensors["encoder.weight"].T
+    largest = np.sort(exact + tensors["encoder.bias"], axis=1)[:, ::-1]
+    tied = largest[:, encoder.sae.k - 1] - largest[:, encoder.sae.k] < 5e-7
+    assert np.count_nonzero(tied) <= 2
+    assert np.array_equal(firing(theirs)[~tied], firing(ours)[~tied])
+    assert np.abs(theirs - ours)[~tied].max() < 1e-3  # ours are float16, as stored
 
 
 def test_what_was_exported_is_read_back_whole(exported):

@@ -60,6 +60,22 @@ def test_the_k_largest_are_kept_and_ties_go_to_the_lower_neuron():
             assert result.tolist() == [row[i] if i in order else 0 for i in range(12)]
 
 
+@pytest.mark.parametrize(("architecture", "k", "asked"), [("topk", 4, 12), ("topk", 14, 40)])
+def test_a_question_has_three_times_the_neurons(architecture, k, asked):
+    """Those of a trace first; all that fire where there are not so many."""
+    config = SAEConfig(architecture, 16, 40, k=k)
+    dice = np.random.default_rng(0)
+    drawn = {name: dice.normal(size=shape) for name, shape in config.shapes().items()}
+    sae = SAE(config, {name: tensor.astype(np.float32) for name, tensor in drawn.items()})
+    vectors = clustered(50)
+    trace, question = (sae.encode(vectors, wide=wide).to_dense() for wide in (False, True))
+    assert np.array_equal(question[trace > 0], trace[trace > 0])
+    everything = SAE(replace(config, k=40), sae.tensors).activations(vectors)
+    for row, values in zip(question, everything, strict=True):
+        largest = sorted(values[values > 0], reverse=True)[:asked]
+        assert sorted(row[row > 0], reverse=True) == pytest.approx(largest, rel=1e-3)
+
+
 def test_the_quick_way_to_the_k_largest_keeps_the_same_among_ties():
     """Few different values, so that every edge is crowded, against the plain way."""
     dice = np.random.default_rng(2)
@@ -267,6 +283,46 @@ def test_rows_of_a_category_are_gone_through_more_often(vectors, tmp_path):
     assert result == measure(SAE.load(tmp_path / "sae"), vectors[held_out])
     with pytest.raises(InvalidInput, match="no text has the category 'often'"):
         training.row_repeats(categories, {"often": 2})
+
+
+def test_the_mean_of_saes_tuned_from_one(tmp_path):
+    """Weight by weight, in columns of length 1, measured on what was held out; others refused."""
+    dice, config = np.random.default_rng(0), SAEConfig("topk", 384, 20, k=4)
+    texts = [row["text"] for row in json.loads(layout.NARRATIVES.read_text("utf-8"))[:30]]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    split = {"split": {"share": 0.5, "near": 0.95, "seed": 0}, "texts": training.text_digest(texts)}
+    drawn = {name: dice.normal(size=shape) for name, shape in config.shapes().items()}
+    parts = []
+    for name in ("first", "second", "stranger"):
+        if name == "stranger":
+            drawn = {one: dice.normal(size=tensor.shape) for one, tensor in drawn.items()}
+        tuned = {one: t + 0.1 * dice.normal(size=t.shape) for one, t in drawn.items()}
+        weights.save(tmp_path / name, config, tuned)
+        (tmp_path / name / training.TRAINING).write_text(json.dumps(split))
+        parts.append(weights.load(tmp_path / name)[1])
+
+    def average(*names):
+        folders = [tmp_path / name for name in ("out", *names)]
+        given = ["--texts", tmp_path / "texts.jsonl", "--cache", tmp_path / "cache"]
+        command = [sys.executable, "scripts/average_saes.py", *folders, *given]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=False, cwd=layout.PACKAGE.parent
+        )
+
+    refused = average("first", "stranger")
+    assert refused.returncode != 0
+    assert "tune both from one" in refused.stderr
+    assert not (tmp_path / "out").exists()
+    assert average("first", "second").returncode == 0
+    _, found = weights.load(tmp_path / "out")
+    for name, tensor in found.items():
+        expected = (parts[0][name] + parts[1][name]) / 2
+        if name == "decoder.weight":
+            expected = expected / np.sqrt((expected**2).sum(axis=0))
+        assert np.allclose(tensor, expected, rtol=1e-3, atol=1e-3), name
+    told = json.loads((tmp_path / "out" / training.METRICS).read_text())
+    assert 0 < told["rows"] < len(texts)
+    assert training.split_of(tmp_path / "out") == training.split_of(tmp_path / "first")
 
 
 @pytest.mark.parametrize("out", ["/", "file/x"])
