@@ -285,6 +285,7 @@ def test_rows_of_a_category_are_gone_through_more_often(vectors, tmp_path):
         training.row_repeats(categories, {"often": 2})
 
 
+@pytest.mark.slow
 def test_the_mean_of_saes_tuned_from_one(tmp_path):
     """Weight by weight, in columns of length 1, measured on what was held out; others refused."""
     dice, config = np.random.default_rng(0), SAEConfig("topk", 384, 20, k=4)

@@ -51,6 +51,13 @@ def trace_of(text: str) -> dict[int, float]:
     return dict(zip(trace.neurons.tolist(), trace.activations.tolist(), strict=True))
 
 
+@functools.cache
+def question_of(text: str) -> dict[int, float]:
+    """Return what a text that asks is heard with, more than is stored of it."""
+    trace = ENCODER.question(ENCODER.vectors([text])[0])
+    return dict(zip(trace.neurons.tolist(), trace.activations.tolist(), strict=True))
+
+
 # --- handles -------------------------------------------------------------------------------------
 
 
@@ -292,7 +299,7 @@ class Handles(RuleBasedStateMachine):
         asked = [
             (("top", one), {}, composite_scores(some, Asked([(one, 1)])), 0.0),
             (("composite", terms), {}, composite_scores(some, Asked([*terms.items()])), 0.0),
-            (("search", text), {"by": "trace"}, trace_scores(some, trace_of(text), rare), 1e-9),
+            (("search", text), {"by": "trace"}, trace_scores(some, question_of(text), rare), 1e-9),
             (("search", text), {}, near, 1e-6),
         ]
         for question, options, marks, tolerance in asked:
