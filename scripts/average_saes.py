@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
+from memstore.cli.lab import read_texts
 from memstore.core.vectors import unit_rows
 from memstore.encoder import Encoder
-from memstore.files import read_rows
 from memstore.neurons.match import SAME
 from memstore.sae import weights
 from memstore.sae.encode import SAE
@@ -63,7 +63,7 @@ def main() -> None:
             parser.error(f"{folder} has another architecture or other sizes than {first}")
         if (kept := np.mean(agreement(own, tensors) >= SAME)) < KEPT:
             parser.error(f"{folder} has {kept:.0%} of the neurons of {first}: tune both from one")
-    texts = [row["text"] for file in arguments.texts for row in read_rows(file, None, "text")]
+    texts, _ = read_texts(tuple(arguments.texts), "text", "text")
     vectors = cached_vectors(texts, Encoder.default().embedder, arguments.cache)
     held_out = held_out_of(first, vectors, text_digest(texts))
     mean = {name: np.mean([t[name] for _, t in ((config, own), *rest)], axis=0) for name in own}
